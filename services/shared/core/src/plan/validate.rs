@@ -1,0 +1,130 @@
+//! The checks of single fields. Each names the field, its value and what is allowed.
+
+use super::{MAX_IMAGES, MAX_PROMPT_BYTES, MAX_STEPS};
+use crate::{
+    error::Violations,
+    model::ModelInfo,
+    request::{GenerateRequest, RefinerMode, RefinerRequest},
+    scheduler::SchedulerKind,
+    size::{CropCoords, MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Size},
+};
+
+/// The greatest side or offset in size and crop conditioning, in pixels.
+const MAX_CONDITIONING: u32 = 65_535;
+
+pub(super) fn fields(request: &GenerateRequest, model: &ModelInfo, violations: &mut Violations) {
+    prompts(request, violations);
+    let multiple = SIDE_MULTIPLE.max(model.vae.vae_scale_factor);
+    for (field, side) in [("width", request.width), ("height", request.height)] {
+        if side != 0 && (!(MIN_SIDE..=MAX_SIDE).contains(&side) || side % multiple != 0) {
+            violations.add(field, side, format!("a multiple of {multiple} in {MIN_SIDE}..={MAX_SIDE}"));
+        }
+    }
+    if request.num_inference_steps > MAX_STEPS {
+        violations.add("num_inference_steps", request.num_inference_steps, format!("in 1..={MAX_STEPS}"));
+    }
+    if request.num_images > MAX_IMAGES {
+        violations.add("num_images", request.num_images, format!("in 1..={MAX_IMAGES}"));
+    }
+    not_negative("guidance_scale", request.guidance_scale, violations);
+    not_negative("guidance_rescale", request.guidance_rescale, violations);
+    let max_clip_skip = model.base_conditioner.max_clip_skip();
+    if request.clip_skip > max_clip_skip {
+        violations.add(
+            "clip_skip",
+            request.clip_skip,
+            format!("in 0..={max_clip_skip}, the text encoders' depth"),
+        );
+    }
+    if request.quality > 100 {
+        violations.add("quality", request.quality, "in 0..=100");
+    }
+    scheduler(request, violations);
+    micro_conditioning(request, violations);
+    if let Some(refiner) = &request.refiner {
+        refiner_fields(refiner, violations);
+    }
+}
+
+fn prompts(request: &GenerateRequest, violations: &mut Violations) {
+    let texts = [
+        ("prompt", Some(&request.prompt)),
+        ("prompt_2", request.prompt_2.as_ref()),
+        ("negative_prompt", request.negative_prompt.as_ref()),
+        ("negative_prompt_2", request.negative_prompt_2.as_ref()),
+    ];
+    for (field, text) in texts {
+        if let Some(text) = text.filter(|t| t.len() > MAX_PROMPT_BYTES) {
+            violations
+                .push(field, format!("{} bytes long; at most {MAX_PROMPT_BYTES} are allowed", text.len()));
+        }
+    }
+}
+
+fn not_negative(field: &str, value: Option<f32>, violations: &mut Violations) {
+    if let Some(value) = value.filter(|v| !(v.is_finite() && *v >= 0.0)) {
+        violations.add(field, value, "a finite number of at least 0");
+    }
+}
+
+fn scheduler(request: &GenerateRequest, violations: &mut Violations) {
+    if let Some(scheduler) = request.scheduler
+        && scheduler.kind == Some(SchedulerKind::Ddim)
+        && scheduler.use_karras_sigmas == Some(true)
+    {
+        violations
+            .push("scheduler.use_karras_sigmas", "true is not served with SCHEDULER_KIND_DDIM, only false");
+    }
+}
+
+fn micro_conditioning(request: &GenerateRequest, violations: &mut Violations) {
+    let sizes = [
+        ("original_size", request.original_size),
+        ("target_size", request.target_size),
+        ("negative_original_size", request.negative_original_size),
+        ("negative_target_size", request.negative_target_size),
+    ];
+    for (field, size) in sizes {
+        let Some(Size { height, width }) = size else { continue };
+        for (part, side) in [("height", height), ("width", width)] {
+            if !(1..=MAX_CONDITIONING).contains(&side) {
+                violations.add(&format!("{field}.{part}"), side, format!("in 1..={MAX_CONDITIONING}"));
+            }
+        }
+    }
+    let crops = [
+        ("crops_coords_top_left", request.crops_coords_top_left),
+        ("negative_crops_coords_top_left", request.negative_crops_coords_top_left),
+    ];
+    for (field, crop) in crops {
+        let Some(CropCoords { top, left }) = crop else { continue };
+        for (part, offset) in [("top", top), ("left", left)] {
+            if offset > MAX_CONDITIONING {
+                violations.add(&format!("{field}.{part}"), offset, format!("in 0..={MAX_CONDITIONING}"));
+            }
+        }
+    }
+}
+
+fn refiner_fields(refiner: &RefinerRequest, violations: &mut Violations) {
+    let (field, fraction) = match refiner.mode {
+        None => {
+            violations.push("refiner.mode", "nothing is set; one of denoising_split and strength is needed");
+            return;
+        }
+        Some(RefinerMode::DenoisingSplit(split)) => ("refiner.denoising_split", split),
+        Some(RefinerMode::Strength(strength)) => ("refiner.strength", strength),
+    };
+    if !(fraction > 0.0 && fraction < 1.0) {
+        violations.add(field, fraction, "between 0 and 1, both excluded");
+    }
+    if refiner.num_inference_steps > MAX_STEPS {
+        violations.add(
+            "refiner.num_inference_steps",
+            refiner.num_inference_steps,
+            format!("in 1..={MAX_STEPS}"),
+        );
+    }
+    not_negative("refiner.aesthetic_score", refiner.aesthetic_score, violations);
+    not_negative("refiner.negative_aesthetic_score", refiner.negative_aesthetic_score, violations);
+}
