@@ -48,11 +48,14 @@ pub fn code_of(class: ErrorClass) -> Code {
     }
 }
 
-/// The class of a status that another server of the cluster answered with. A broken transport, which tonic reports
-/// under several codes, is [`ErrorClass::Unavailable`].
+/// The class of a status that a call to another server ended with.
+///
+/// A status read off the wire has no source. One that has was made on this side, because the connection could not be
+/// made or broke, which tonic reports under several codes: that is [`ErrorClass::Unavailable`], unless it was tonic's
+/// own timer, which it reports as CANCELLED.
 #[must_use]
 pub fn class_of(status: &Status) -> ErrorClass {
-    if broken_transport(status) {
+    if connection_broke(status) {
         return ErrorClass::Unavailable;
     }
     match status.code() {
@@ -61,27 +64,25 @@ pub fn class_of(status: &Status) -> ErrorClass {
         Code::FailedPrecondition => ErrorClass::FailedPrecondition,
         Code::ResourceExhausted => ErrorClass::Overloaded,
         Code::DeadlineExceeded => ErrorClass::DeadlineExceeded,
+        Code::Cancelled if status.source().is_some() => ErrorClass::DeadlineExceeded,
         Code::Cancelled => ErrorClass::Cancelled,
         Code::Unavailable => ErrorClass::Unavailable,
         _ => ErrorClass::Internal,
     }
 }
 
-/// Whether the status was made on this side of the wire, because the connection broke: then it carries the
-/// transport's error, which a status read off the wire cannot.
-fn broken_transport(status: &Status) -> bool {
-    let mut source = status.source();
-    while let Some(cause) = source {
-        if cause.is::<tonic::transport::Error>() || cause.is::<std::io::Error>() {
-            return true;
+/// Whether `status` was made on this side of the wire because the connection could not be made or broke.
+#[must_use]
+pub fn connection_broke(status: &Status) -> bool {
+    let mut cause = status.source();
+    let broke = cause.is_some();
+    while let Some(error) = cause {
+        if error.is::<tonic::TimeoutExpired>() {
+            return false;
         }
-        let name = cause.to_string();
-        if cause.source().is_none() && (name.contains("h2 protocol error") || name.contains("connection")) {
-            return true;
-        }
-        source = cause.source();
+        cause = error.source();
     }
-    false
+    broke
 }
 
 /// When a status says to try again, if it does.
@@ -111,6 +112,12 @@ mod tests {
         for class in CLASSES {
             assert_eq!(class_of(&Status::new(code_of(class), "text")), class);
         }
+    }
+
+    #[test]
+    fn a_status_made_on_this_side_is_a_lost_connection() {
+        let broken = Status::from_error(Box::new(std::io::Error::other("broken pipe")));
+        assert_eq!((broken.code(), class_of(&broken)), (Code::Unknown, ErrorClass::Unavailable));
     }
 
     #[test]
