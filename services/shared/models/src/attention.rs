@@ -1,0 +1,138 @@
+//! Scaled dot-product attention (Vaswani et al. 2017) that never holds a large score matrix.
+
+use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
+use candle_nn::{Linear, VarBuilder, linear, linear_no_bias, ops::softmax_last_dim};
+
+/// The most scores held at once. A 2048 x 2048 picture has 10 heads of 16384 x 16384 scores in one UNet layer, 10.7 GB;
+/// query rows beyond what fits here are done in turn.
+const SCORE_BYTES: usize = 256 << 20;
+
+/// Which projections have a bias.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bias {
+    /// `to_out` only, as in transformer blocks.
+    Output,
+    /// All, as in the autoencoder.
+    All,
+}
+
+/// diffusers' `Attention`: projections to queries, keys and values, heads, and the way back.
+#[derive(Clone, Debug)]
+pub(crate) struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: usize,
+    upcast: bool,
+}
+
+impl Attention {
+    /// `widths` are those of the input and of the context attended to.
+    pub(crate) fn load(vb: &VarBuilder<'_>, widths: [usize; 2], heads: usize, bias: Bias) -> Result<Self> {
+        let [width, context] = widths;
+        let project = match bias {
+            Bias::Output => linear_no_bias,
+            Bias::All => linear,
+        };
+        Ok(Self {
+            to_q: project(width, width, vb.pp("to_q"))?,
+            to_k: project(context, width, vb.pp("to_k"))?,
+            to_v: project(context, width, vb.pp("to_v"))?,
+            to_out: linear(width, width, vb.pp("to_out").pp("0"))?,
+            heads,
+            upcast: false,
+        })
+    }
+
+    /// diffusers' `upcast_attention`: scores in f32 whatever the model's type.
+    pub(crate) fn with_upcast(self, upcast: bool) -> Self {
+        Self { upcast, ..self }
+    }
+
+    /// `x` `[B, S, C]` attends to `context` `[B, T, D]`.
+    pub(crate) fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (x.apply(&self.to_q)?, context.apply(&self.to_k)?, context.apply(&self.to_v)?);
+        // Half precision gains nothing on the CPU.
+        let upcast = self.upcast || matches!(x.device(), Device::Cpu);
+        let dtype = if upcast { DType::F32 } else { x.dtype() };
+        let (q, k, v) = (q.to_dtype(dtype)?, k.to_dtype(dtype)?, v.to_dtype(dtype)?);
+        attend(&q, &k, &v, self.heads, SCORE_BYTES)?.to_dtype(x.dtype())?.apply(&self.to_out)
+    }
+}
+
+/// `softmax(q k^T / sqrt(d)) v` for each head. `q` `[B, S, heads * d]`, `k` and `v` `[B, T, heads * d]`, all
+/// contiguous; gives `[B, S, heads * d]`. The softmax is in f32.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, score_bytes: usize) -> Result<Tensor> {
+    let (batch, rows, width) = q.dims3()?;
+    let scale = ((width / heads) as f64).powf(-0.5);
+    let q = (q * scale)?;
+    let rows_at_once = (score_bytes / (heads * k.dim(1)? * size_of::<f32>()).max(1)).clamp(1, rows.max(1));
+    let mut parts = Vec::with_capacity(batch * rows.div_ceil(rows_at_once));
+    for item in 0..batch {
+        let (q, k, v) = (by_head(&q, item, heads)?, by_head(k, item, heads)?, by_head(v, item, heads)?);
+        let k = k.t()?;
+        for row in (0..rows).step_by(rows_at_once) {
+            let q = q.narrow(1, row, rows_at_once.min(rows - row))?;
+            let scores = q.matmul(&k)?.to_dtype(DType::F32)?;
+            let weights = softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
+            parts.push(weights.matmul(&v)?.transpose(0, 1)?.flatten_from(D::Minus2)?);
+        }
+    }
+    if let [only] = parts.as_slice() {
+        only.unsqueeze(0)
+    } else {
+        Tensor::cat(&parts, 0)?.reshape((batch, rows, width))
+    }
+}
+
+/// One item's `[S, heads * d]` as `[heads, S, d]`: a view where the device multiplies views.
+fn by_head(x: &Tensor, item: usize, heads: usize) -> Result<Tensor> {
+    let x = x.i(item)?;
+    let (rows, width) = x.dims2()?;
+    let view = x.reshape((rows, heads, width / heads))?.transpose(0, 1)?;
+    if matches!(x.device(), Device::Cpu) { Ok(view) } else { view.contiguous() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(shape: (usize, usize, usize)) -> Tensor {
+        Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+    }
+
+    fn worst(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
+    }
+
+    /// Textbook attention over one batch of heads.
+    fn plain(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Tensor {
+        let split = |x: &Tensor| {
+            let (b, s, c) = x.dims3().unwrap();
+            x.reshape((b, s, heads, c / heads)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap()
+        };
+        let (q, k, v) = (split(q), split(k), split(v));
+        let scores = (q.matmul(&k.t().unwrap()).unwrap() / (k.dim(3).unwrap() as f64).sqrt()).unwrap();
+        let out = candle_nn::ops::softmax(&scores, D::Minus1).unwrap().matmul(&v).unwrap();
+        out.transpose(1, 2).unwrap().flatten_from(2).unwrap()
+    }
+
+    #[test]
+    fn equals_the_textbook() {
+        let (q, k, v) = (draw((2, 11, 24)), draw((2, 7, 24)), draw((2, 7, 24)));
+        let got = attend(&q, &k, &v, 3, SCORE_BYTES).unwrap();
+        assert_eq!(got.dims(), [2, 11, 24]);
+        assert!(worst(&got, &plain(&q, &k, &v, 3)) < 1e-6);
+    }
+
+    #[test]
+    fn rows_in_turn_equal_rows_at_once() {
+        let (q, k, v) = (draw((2, 50, 32)), draw((2, 50, 32)), draw((2, 50, 32)));
+        let whole = attend(&q, &k, &v, 4, SCORE_BYTES).unwrap();
+        for rows in [1, 7, 49] {
+            let got = attend(&q, &k, &v, 4, rows * 4 * 50 * 4).unwrap();
+            assert!(worst(&got, &whole) < 1e-6, "{rows} rows at once");
+        }
+    }
+}

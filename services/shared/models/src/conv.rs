@@ -1,0 +1,125 @@
+//! Convolutions whose scratch memory has a bound.
+
+mod kernel;
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+use kernel::Convolve;
+
+/// The most scratch that one convolution asks of candle at once. On devices without a kernel of ours candle lays out
+/// the whole im2col matrix: 4.8 GB for SDXL's last decoder block at 1024 x 1024. Rows beyond what fits are computed in
+/// bands.
+const SCRATCH_BYTES: usize = 256 << 20;
+
+/// A square convolution with bias, padded to keep the size at stride 1; `weight` `[C_out, C_in, k, k]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Conv2d {
+    weight: Tensor,
+    /// `[1, C_out, 1, 1]`.
+    bias: Tensor,
+    stride: usize,
+    scratch_bytes: usize,
+}
+
+impl Conv2d {
+    /// Loads a `kernel` x `kernel` convolution.
+    pub(crate) fn load(vb: &VarBuilder<'_>, channels: [usize; 2], kernel: usize) -> Result<Self> {
+        let [c_in, c_out] = channels;
+        let weight = vb.get((c_out, c_in, kernel, kernel), "weight")?;
+        let bias = vb.get(c_out, "bias")?.reshape((1, c_out, 1, 1))?;
+        Ok(Self { weight, bias, stride: 1, scratch_bytes: SCRATCH_BYTES })
+    }
+
+    /// Loads a 3 x 3 convolution that halves the size, rounding up.
+    pub(crate) fn load_halving(vb: &VarBuilder<'_>, channels: usize) -> Result<Self> {
+        Ok(Self { stride: 2, ..Self::load(vb, [channels, channels], 3)? })
+    }
+
+    /// `[B, C_in, H, W]` to `[B, C_out, H, W]`, or half that size where it halves.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if matches!(x.device(), Device::Cpu) {
+            return self.on_cpu(x);
+        }
+        self.by_tensor_operations(x)
+    }
+
+    /// The kernel computes in f32 whatever the type.
+    fn on_cpu(&self, x: &Tensor) -> Result<Tensor> {
+        let op = Convolve { stride: self.stride, padding: self.padding()? };
+        let single = |x: &Tensor| x.to_dtype(DType::F32)?.contiguous();
+        let bias = self.bias.flatten_all()?;
+        single(x)?.apply_op3_no_bwd(&single(&self.weight)?, &single(&bias)?, &op)?.to_dtype(x.dtype())
+    }
+
+    fn by_tensor_operations(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, _, height, width) = x.dims4()?;
+        let rows = self.rows_per_band(x)?;
+        if self.stride != 1 || rows >= height {
+            return self.whole(x)?.broadcast_add(&self.bias);
+        }
+        let out = Tensor::zeros((batch, self.weight.dim(0)?, height, width), x.dtype(), x.device())?;
+        for row in (0..height).step_by(rows) {
+            let band = self.band(x, row, rows.min(height - row))?;
+            out.slice_set(&band.broadcast_add(&self.bias)?, 2, row)?;
+        }
+        Ok(out)
+    }
+
+    fn padding(&self) -> Result<usize> {
+        Ok(self.weight.dim(3)? / 2)
+    }
+
+    fn whole(&self, x: &Tensor) -> Result<Tensor> {
+        x.conv2d(&self.weight, self.padding()?, self.stride, 1, 1)
+    }
+
+    /// Rows `row..row + rows` of the result, from as many input rows and the halo that the kernel reaches over. The
+    /// padding of the cut edges makes rows that are cut off again.
+    fn band(&self, x: &Tensor, row: usize, rows: usize) -> Result<Tensor> {
+        let halo = self.padding()?;
+        let first = row.saturating_sub(halo);
+        let end = (row + rows + halo).min(x.dim(2)?);
+        self.whole(&x.narrow(2, first, end - first)?)?.narrow(2, row - first, rows)
+    }
+
+    fn rows_per_band(&self, x: &Tensor) -> Result<usize> {
+        let (batch, c_in, _, width) = x.dims4()?;
+        let (c_out, _, kernel, _) = self.weight.dims4()?;
+        let row_bytes = batch * (c_in * kernel * kernel + c_out) * width * x.dtype().size_in_bytes();
+        Ok((self.scratch_bytes / row_bytes.max(1)).max(8))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::seeded;
+
+    fn conv(kernel: usize, scratch_bytes: usize) -> Conv2d {
+        Conv2d { scratch_bytes, ..Conv2d::load(&seeded::weights(), [5, 7], kernel).unwrap() }
+    }
+
+    #[test]
+    fn bands_join_without_a_seam() {
+        let x = Tensor::randn(0f32, 1.0, (2, 5, 43, 19), &Device::Cpu).unwrap();
+        for kernel in [1, 3] {
+            let mut conv = conv(kernel, SCRATCH_BYTES);
+            let whole = conv.by_tensor_operations(&x).unwrap();
+            conv.scratch_bytes = 0; // bands of 8 rows, the last of 3
+            let banded = conv.by_tensor_operations(&x).unwrap();
+            assert_eq!(conv.rows_per_band(&x).unwrap(), 8);
+            let worst =
+                (whole - banded).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(worst <= 1e-6, "kernel {kernel}: {worst}");
+        }
+    }
+
+    #[test]
+    fn an_odd_size_is_halved_upwards() {
+        let conv = Conv2d::load_halving(&seeded::weights(), 4).unwrap();
+        let x = Tensor::zeros((1, 4, 9, 6), DType::F32, &Device::Cpu).unwrap();
+        assert_eq!(conv.forward(&x).unwrap().dims(), [1, 4, 5, 3]);
+    }
+}

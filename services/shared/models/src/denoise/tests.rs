@@ -1,0 +1,127 @@
+use std::path::Path;
+
+use candle_core::Device;
+use sdxl_core::{SchedulerConfig, SchedulerKind};
+
+use super::*;
+use crate::{seeded, unet::UnetConfig};
+
+const SIZE: [usize; 2] = [6, 4];
+
+fn tiny() -> Unet {
+    let text = r#"{"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "attention_head_dim": 2,
+        "block_out_channels": [8, 16], "cross_attention_dim": 6, "norm_num_groups": 4, "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "projection_class_embeddings_input_dim": 34,
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}"#;
+    let config = UnetConfig::from_json(text, Path::new("config.json")).unwrap();
+    Unet::new(&seeded::weights(), &config).unwrap()
+}
+
+fn conditioning(seed: u64) -> Conditioning {
+    let mut generator = TorchGenerator::new(seed);
+    let mut draw = |shape: &[usize]| {
+        Tensor::from_vec(generator.randn(shape.iter().product()), shape, &Device::Cpu).unwrap()
+    };
+    let size = Size::new(48, 32);
+    Conditioning {
+        prompt_embeds: draw(&[5, 6]),
+        pooled_prompt_embeds: draw(&[10]),
+        time_ids: TimeIds::base(size, CropCoords::default(), size),
+    }
+}
+
+fn inputs(steps: Range<usize>, start: Start) -> DenoiseInputs {
+    DenoiseInputs {
+        schedule: Schedule::new(&SchedulerConfig::new(SchedulerKind::Euler), 4).unwrap(),
+        steps,
+        start,
+        positive: conditioning(1),
+        negative: Some(conditioning(2)),
+        guidance: Guidance { scale: 5.0, rescale: 0.0 },
+    }
+}
+
+fn noise() -> Start {
+    Start::Noise { seed: 3, latent_size: SIZE }
+}
+
+fn finish(unet: &Unet, inputs: DenoiseInputs) -> Tensor {
+    let mut run = DenoiseRun::new(unet, inputs).unwrap();
+    while run.step(unet).unwrap().is_some() {}
+    assert!(run.is_done());
+    run.latents().unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn two_slices_make_the_whole_bit_for_bit() {
+    let unet = tiny();
+    let whole = finish(&unet, inputs(0..4, noise()));
+    assert_eq!(whole.dims(), [4, 6, 4]);
+    let first = finish(&unet, inputs(0..3, noise()));
+    let second = finish(&unet, inputs(3..4, Start::Latents(first.clone())));
+    assert_ne!(values(&first), values(&whole));
+    assert_eq!(values(&second), values(&whole));
+}
+
+#[test]
+fn the_negative_half_counts() {
+    let unet = tiny();
+    let guided = finish(&unet, inputs(0..4, noise()));
+    let alone = finish(&unet, DenoiseInputs { negative: None, ..inputs(0..4, noise()) });
+    assert_ne!(values(&guided), values(&alone));
+    let one = Guidance { scale: 1.0, rescale: 0.0 };
+    let barely = finish(&unet, DenoiseInputs { guidance: one, ..inputs(0..4, noise()) });
+    for (a, b) in values(&barely).into_iter().zip(values(&alone)) {
+        assert!((a - b).abs() < 1e-3, "guidance of scale 1 is the positive half: {a} and {b}");
+    }
+}
+
+#[test]
+fn latents_are_noised_by_the_same_generators_next_draw() {
+    let unet = tiny();
+    let clean = Tensor::ones((4, 6, 4), DType::F32, &Device::Cpu).unwrap();
+    let start = Start::NoisedLatents { latents: clean, seed: 3, draws_before: 1 };
+    let inputs = inputs(2..4, start);
+    let level = inputs.schedule.noise_level(2);
+    let run = DenoiseRun::new(&unet, inputs).unwrap();
+    let mut generator = TorchGenerator::new(3);
+    let _ = generator.randn(96);
+    let expected: Vec<_> = generator.randn(96).iter().map(|n| level.signal + n * level.noise).collect();
+    assert_eq!(values(&run.latents().unwrap()), expected);
+    assert_eq!(run.remaining(), 2..4);
+}
+
+#[test]
+fn nan_is_told_with_its_step() {
+    let unet = tiny();
+    let mut inputs = inputs(1..3, Start::Latents(Tensor::ones((4, 6, 4), DType::F32, &Device::Cpu).unwrap()));
+    inputs.positive.pooled_prompt_embeds = (inputs.positive.pooled_prompt_embeds * f64::NAN).unwrap();
+    let error = DenoiseRun::new(&unet, inputs).unwrap().step(&unet).unwrap_err();
+    assert_eq!(error.to_string(), "latents is not finite after step 1");
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let unet = tiny();
+    let message = |inputs| DenoiseRun::new(&unet, inputs).unwrap_err().to_string();
+    assert_eq!(message(inputs(2..5, noise())), "steps has shape [2, 5], expected steps within 0..4");
+    let flat = Tensor::ones((4, 24), DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(
+        message(inputs(0..4, Start::Latents(flat))),
+        "latents has shape [4, 24], expected [4, height, width]"
+    );
+    let mut uneven = inputs(0..4, noise());
+    uneven.positive.prompt_embeds = uneven.positive.prompt_embeds.narrow(0, 0, 4).unwrap();
+    assert_eq!(message(uneven), "prompt_embeds has shape [5, 6], expected the positive's [4, 6]");
+}
+
+#[test]
+fn time_ids_stand_in_the_papers_order() {
+    let (size, crop) = (Size::new(1, 2), CropCoords { top: 3, left: 4 });
+    assert_eq!(TimeIds::base(size, crop, Size::new(5, 6)).as_slice(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(TimeIds::refiner(size, crop, 2.5).as_slice(), [1.0, 2.0, 3.0, 4.0, 2.5]);
+}

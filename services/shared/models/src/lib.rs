@@ -1,0 +1,28 @@
+//! SDXL's networks, samplers, tokenizers and weight loading. Everything is driven by the checkpoint's own config
+//! files; nothing here is asynchronous or knows of gRPC.
+
+mod attention;
+pub mod checkpoint;
+pub mod config;
+mod conv;
+pub mod denoise;
+pub mod error;
+mod finite;
+pub mod guidance;
+pub mod noise;
+mod norm;
+mod resnet;
+pub mod sampler;
+#[cfg(test)]
+mod seeded;
+pub mod text;
+pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+pub mod weights;
+
+pub use checkpoint::{EncoderDir, PipelineDir, PipelineKind};
+pub use error::ModelError;
+pub use text::{TextConditioner, TextEmbedding};
+pub use tokenizer::{ClipTokenizer, TokenizedPrompt};
+pub use weights::{TensorRecorder, TensorSpec, Weights};

@@ -1,0 +1,66 @@
+//! diffusers' `ResnetBlock2D`, which the UNet and the autoencoder share.
+
+use candle_core::{D, Result, Tensor};
+use candle_nn::{Linear, VarBuilder, linear};
+
+use crate::{conv::Conv2d, norm::GroupNorm};
+
+/// How a residual block normalizes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Norm {
+    pub(crate) num_groups: usize,
+    pub(crate) eps: f32,
+}
+
+/// Two normalized convolutions around a residual, the first shifted by the time embedding where there is one.
+#[derive(Clone, Debug)]
+pub(crate) struct ResnetBlock2D {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time_emb_proj: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    conv_shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock2D {
+    /// `channels` are those in and out; `temb_channels` is the time embedding's width.
+    pub(crate) fn load(
+        vb: &VarBuilder<'_>,
+        channels: [usize; 2],
+        temb_channels: Option<usize>,
+        norm: Norm,
+    ) -> Result<Self> {
+        let [c_in, c_out] = channels;
+        let time_emb_proj =
+            temb_channels.map(|width| linear(width, c_out, vb.pp("time_emb_proj"))).transpose()?;
+        let conv_shortcut =
+            (c_in != c_out).then(|| Conv2d::load(&vb.pp("conv_shortcut"), channels, 1)).transpose()?;
+        Ok(Self {
+            norm1: GroupNorm::load(&vb.pp("norm1"), norm.num_groups, c_in, norm.eps)?,
+            conv1: Conv2d::load(&vb.pp("conv1"), channels, 3)?,
+            time_emb_proj,
+            norm2: GroupNorm::load(&vb.pp("norm2"), norm.num_groups, c_out, norm.eps)?,
+            conv2: Conv2d::load(&vb.pp("conv2"), [c_out, c_out], 3)?,
+            conv_shortcut,
+        })
+    }
+
+    /// `x` `[B, C_in, H, W]` to `[B, C_out, H, W]`; `temb` `[B, T]` has been through SiLU, once for all blocks. Takes
+    /// `x` whole, so that a large picture's activations are freed as soon as they can be.
+    pub(crate) fn forward(&self, x: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        let hidden = self.norm1.forward_silu(&x)?;
+        let residual = match &self.conv_shortcut {
+            Some(conv) => conv.forward(&x)?,
+            None => x.clone(),
+        };
+        drop(x);
+        let mut hidden = self.conv1.forward(&hidden)?;
+        if let (Some(project), Some(temb)) = (&self.time_emb_proj, temb) {
+            let shift = temb.apply(project)?.unsqueeze(D::Minus1)?.unsqueeze(D::Minus1)?;
+            hidden = hidden.broadcast_add(&shift)?;
+        }
+        let hidden = self.norm2.forward_silu(&hidden)?;
+        residual + self.conv2.forward(&hidden)?
+    }
+}

@@ -1,0 +1,189 @@
+//! The UNet's down, middle and up blocks, with and without attention.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use super::{UnetConfig, transformer::Transformer2DModel};
+use crate::{
+    conv::Conv2d,
+    resnet::{Norm, ResnetBlock2D},
+};
+
+/// One level's shape: its channels, heads and transformer depth (`None` without attention).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Level {
+    pub(super) channels: usize,
+    pub(super) heads: usize,
+    pub(super) transformer_layers: Option<usize>,
+}
+
+/// What every part of a block is conditioned by.
+#[derive(Clone, Copy)]
+pub(super) struct Context<'a> {
+    /// Time and added embedding after SiLU, `[B, T]`.
+    pub(super) temb: &'a Tensor,
+    /// `[B, 77, D]`.
+    pub(super) encoder_hidden_states: &'a Tensor,
+}
+
+/// Residual blocks, each followed by a transformer where there is attention.
+#[derive(Clone, Debug)]
+struct Layers {
+    resnets: Vec<ResnetBlock2D>,
+    attentions: Vec<Transformer2DModel>,
+}
+
+impl Layers {
+    /// One layer for each of `inputs`, the channels going in.
+    fn load(vb: &VarBuilder<'_>, inputs: &[usize], level: Level, config: &UnetConfig) -> Result<Self> {
+        let Level { channels, heads, transformer_layers } = level;
+        let norm = Norm { num_groups: config.norm_num_groups, eps: config.norm_eps };
+        let (resnets, attentions) = (vb.pp("resnets"), vb.pp("attentions"));
+        let resnet = |(i, c_in): (usize, &usize)| {
+            ResnetBlock2D::load(&resnets.pp(i), [*c_in, channels], Some(config.time_embed_dim), norm)
+        };
+        let attention =
+            |i, layers| Transformer2DModel::load(&attentions.pp(i), channels, heads, layers, config);
+        Ok(Self {
+            resnets: inputs.iter().enumerate().map(resnet).collect::<Result<_>>()?,
+            attentions: match transformer_layers {
+                Some(layers) => (0..inputs.len()).map(|i| attention(i, layers)).collect::<Result<_>>()?,
+                None => Vec::new(),
+            },
+        })
+    }
+
+    fn forward_one(&self, i: usize, x: Tensor, context: Context<'_>) -> Result<Tensor> {
+        let x = self.resnets[i].forward(x, Some(context.temb))?;
+        match self.attentions.get(i) {
+            Some(attention) => attention.forward(&x, context.encoder_hidden_states),
+            None => Ok(x),
+        }
+    }
+}
+
+/// `DownBlock2D` or `CrossAttnDownBlock2D`.
+#[derive(Clone, Debug)]
+pub(super) struct DownBlock {
+    layers: Layers,
+    downsamplers: Option<Conv2d>,
+}
+
+impl DownBlock {
+    /// The `i`th block on the way down.
+    pub(super) fn load(vb: &VarBuilder<'_>, i: usize, config: &UnetConfig) -> Result<Self> {
+        let level = Level {
+            channels: config.block_out_channels[i],
+            heads: config.num_attention_heads[i],
+            transformer_layers: config.down_attention[i].then_some(config.transformer_layers_per_block[i]),
+        };
+        let mut inputs = vec![level.channels; config.layers_per_block[i]];
+        inputs[0] = config.block_out_channels[i.saturating_sub(1)];
+        let downsample = i + 1 < config.block_out_channels.len();
+        let conv = vb.pp("downsamplers").pp("0").pp("conv");
+        Ok(Self {
+            layers: Layers::load(vb, &inputs, level, config)?,
+            downsamplers: downsample.then(|| Conv2d::load_halving(&conv, level.channels)).transpose()?,
+        })
+    }
+
+    /// Keeps a copy of each layer's result, and of the halved one, in `skips`.
+    pub(super) fn forward(
+        &self,
+        mut x: Tensor,
+        context: Context<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        for i in 0..self.layers.resnets.len() {
+            x = self.layers.forward_one(i, x, context)?;
+            skips.push(x.clone());
+        }
+        if let Some(downsample) = &self.downsamplers {
+            x = downsample.forward(&x)?;
+            skips.push(x.clone());
+        }
+        Ok(x)
+    }
+}
+
+/// `UNetMidBlock2DCrossAttn`: residual block, transformer, residual block.
+#[derive(Clone, Debug)]
+pub(super) struct MidBlock {
+    layers: Layers,
+}
+
+impl MidBlock {
+    pub(super) fn load(vb: &VarBuilder<'_>, config: &UnetConfig) -> Result<Self> {
+        let last = config.block_out_channels.len() - 1;
+        let level = Level {
+            channels: config.block_out_channels[last],
+            heads: config.num_attention_heads[last],
+            transformer_layers: None,
+        };
+        let mut layers = Layers::load(vb, &[level.channels; 2], level, config)?;
+        let depth = config.transformer_layers_per_block[last];
+        let vb = vb.pp("attentions").pp("0");
+        layers.attentions.push(Transformer2DModel::load(&vb, level.channels, level.heads, depth, config)?);
+        Ok(Self { layers })
+    }
+
+    pub(super) fn forward(&self, x: Tensor, context: Context<'_>) -> Result<Tensor> {
+        let x = self.layers.forward_one(0, x, context)?;
+        self.layers.forward_one(1, x, context)
+    }
+}
+
+/// `UpBlock2D` or `CrossAttnUpBlock2D`.
+#[derive(Clone, Debug)]
+pub(super) struct UpBlock {
+    layers: Layers,
+    upsamplers: Option<Conv2d>,
+}
+
+impl UpBlock {
+    /// The `i`th block on the way up.
+    pub(super) fn load(vb: &VarBuilder<'_>, i: usize, config: &UnetConfig) -> Result<Self> {
+        let last = config.block_out_channels.len() - 1;
+        let channels = |up: usize| config.block_out_channels[last - up.min(last)];
+        let level = Level {
+            channels: channels(i),
+            heads: config.num_attention_heads[last - i],
+            transformer_layers: config.up_attention[i]
+                .then_some(config.reverse_transformer_layers_per_block[i]),
+        };
+        let count = config.layers_per_block[last - i] + 1;
+        let inputs: Vec<_> = (0..count)
+            .map(|layer| {
+                let hidden = if layer == 0 { channels(i.saturating_sub(1)) } else { level.channels };
+                let skip = if layer + 1 == count { channels(i + 1) } else { level.channels };
+                hidden + skip
+            })
+            .collect();
+        let conv = vb.pp("upsamplers").pp("0").pp("conv");
+        Ok(Self {
+            layers: Layers::load(vb, &inputs, level, config)?,
+            upsamplers: (i < last).then(|| Conv2d::load(&conv, [level.channels; 2], 3)).transpose()?,
+        })
+    }
+
+    /// Takes one of `skips` for each layer, last in first out. The size doubles to that of the next skip, which is one
+    /// less where halving had rounded up.
+    pub(super) fn forward(
+        &self,
+        mut x: Tensor,
+        context: Context<'_>,
+        skips: &mut Vec<Tensor>,
+    ) -> Result<Tensor> {
+        for i in 0..self.layers.resnets.len() {
+            let Some(skip) = skips.pop() else {
+                candle_core::bail!("the up path takes more skips than there are")
+            };
+            x = self.layers.forward_one(i, Tensor::cat(&[x, skip], 1)?, context)?;
+        }
+        if let (Some(conv), Some(skip)) = (&self.upsamplers, skips.last()) {
+            let (_, _, height, width) = skip.dims4()?;
+            x = conv.forward(&x.upsample_nearest2d(height, width)?)?;
+        }
+        Ok(x)
+    }
+}

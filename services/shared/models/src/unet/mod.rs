@@ -1,0 +1,178 @@
+//! The denoising network of SDXL: diffusers' `UNet2DConditionModel` with its `text_time` conditioning.
+
+mod blocks;
+mod config;
+mod embeddings;
+mod transformer;
+
+use blocks::{Context, DownBlock, MidBlock, UpBlock};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+pub use config::UnetConfig;
+use embeddings::{TimestepEmbedding, Timesteps};
+
+use crate::{ModelError, conv::Conv2d, norm::GroupNorm};
+
+/// What conditions the network beside the prompt's tokens: diffusers' `added_cond_kwargs`.
+#[derive(Clone, Debug)]
+pub struct AddedConditioning {
+    /// `pooled_prompt_embeds`, `[B, P]`.
+    pub text_embeds: Tensor,
+    /// Sizes, crops and scores, `[B, n]`; rounded to the network's type before use, as diffusers has them in the
+    /// prompt's.
+    pub time_ids: Tensor,
+}
+
+/// A loaded UNet. Fields are named as their keys in the safetensors file.
+#[derive(Clone, Debug)]
+pub struct Unet {
+    config: UnetConfig,
+    dtype: DType,
+    device: Device,
+    time_proj: Timesteps,
+    time_embedding: TimestepEmbedding,
+    add_time_proj: Timesteps,
+    add_embedding: TimestepEmbedding,
+    conv_in: Conv2d,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Unet {
+    /// Loads the network that `config` describes, in the type and on the device of `vb`.
+    ///
+    /// # Errors
+    /// A tensor is missing or misshapen.
+    pub fn new(vb: &VarBuilder<'_>, config: &UnetConfig) -> Result<Self, ModelError> {
+        let channels = config.block_out_channels[0];
+        let blocks = config.block_out_channels.len();
+        let embedding = |name, width| TimestepEmbedding::load(&vb.pp(name), width, config.time_embed_dim);
+        let (down, up) = (vb.pp("down_blocks"), vb.pp("up_blocks"));
+        Ok(Self {
+            dtype: vb.dtype(),
+            device: vb.device().clone(),
+            time_proj: Timesteps::new(channels, config),
+            time_embedding: embedding("time_embedding", channels)?,
+            add_time_proj: Timesteps::new(config.addition_time_embed_dim, config),
+            add_embedding: embedding("add_embedding", config.projection_class_embeddings_input_dim)?,
+            conv_in: Conv2d::load(&vb.pp("conv_in"), [config.in_channels, channels], 3)?,
+            down_blocks: (0..blocks)
+                .map(|i| DownBlock::load(&down.pp(i), i, config))
+                .collect::<candle_core::Result<_>>()?,
+            mid_block: MidBlock::load(&vb.pp("mid_block"), config)?,
+            up_blocks: (0..blocks)
+                .map(|i| UpBlock::load(&up.pp(i), i, config))
+                .collect::<candle_core::Result<_>>()?,
+            conv_norm_out: GroupNorm::load(
+                &vb.pp("conv_norm_out"),
+                config.norm_num_groups,
+                channels,
+                config.norm_eps,
+            )?,
+            conv_out: Conv2d::load(&vb.pp("conv_out"), [channels, config.out_channels], 3)?,
+            config: config.clone(),
+        })
+    }
+
+    /// What the network was built from.
+    #[must_use]
+    pub fn config(&self) -> &UnetConfig {
+        &self.config
+    }
+
+    /// The type that it computes in.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where its weights lie.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Predicts from `sample` `[B, C, h, w]` at `timesteps` (B of them), given `encoder_hidden_states` `[B, 77, D]`.
+    /// Inputs of any float type on the network's device; the result `[B, C, h, w]` has the network's type. Items of a
+    /// batch do not see each other.
+    ///
+    /// # Errors
+    /// A shape that does not fit, or a failed computation.
+    pub fn forward(
+        &self,
+        sample: &Tensor,
+        timesteps: &[f32],
+        encoder_hidden_states: &Tensor,
+        added: &AddedConditioning,
+    ) -> Result<Tensor, ModelError> {
+        self.check_inputs(sample, timesteps, encoder_hidden_states, added)?;
+        let temb = self.embed(timesteps, added)?.silu()?;
+        let encoder_hidden_states = &encoder_hidden_states.to_dtype(self.dtype)?.contiguous()?;
+        let context = Context { temb: &temb, encoder_hidden_states };
+
+        let mut x = self.conv_in.forward(&sample.to_dtype(self.dtype)?)?;
+        let mut skips = vec![x.clone()];
+        for block in &self.down_blocks {
+            x = block.forward(x, context, &mut skips)?;
+        }
+        x = self.mid_block.forward(x, context)?;
+        for block in &self.up_blocks {
+            x = block.forward(x, context, &mut skips)?;
+        }
+        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?)
+    }
+
+    /// The time embedding with the added one, `[B, T]`.
+    fn embed(&self, timesteps: &[f32], added: &AddedConditioning) -> candle_core::Result<Tensor> {
+        let (batch, dtype) = (timesteps.len(), self.dtype);
+        let time = self.time_proj.forward(timesteps, batch, dtype, &self.device)?;
+        let time_ids =
+            added.time_ids.to_dtype(dtype)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let time_ids = self.add_time_proj.forward(&time_ids, batch, dtype, &self.device)?;
+        let added = Tensor::cat(&[&added.text_embeds.to_dtype(dtype)?, &time_ids], 1)?;
+        self.time_embedding.forward(&time)? + self.add_embedding.forward(&added)?
+    }
+
+    fn check_inputs(
+        &self,
+        sample: &Tensor,
+        timesteps: &[f32],
+        encoder_hidden_states: &Tensor,
+        added: &AddedConditioning,
+    ) -> Result<(), ModelError> {
+        let batch = timesteps.len();
+        let invalid = |what, tensor: &Tensor, expected| ModelError::InvalidInput {
+            what,
+            found: tensor.dims().to_vec(),
+            expected,
+        };
+        let channels = self.config.in_channels;
+        if !matches!(*sample.dims(), [b, c, h, w] if b == batch && c == channels && h > 0 && w > 0) {
+            return Err(invalid("latents", sample, format!("[{batch}, {channels}, height, width]")));
+        }
+        let width = self.config.cross_attention_dim;
+        if !matches!(*encoder_hidden_states.dims(), [b, n, d] if b == batch && n > 0 && d == width) {
+            return Err(invalid(
+                "prompt_embeds",
+                encoder_hidden_states,
+                format!("[{batch}, tokens, {width}]"),
+            ));
+        }
+        let AddedConditioning { text_embeds, time_ids } = added;
+        if !matches!(*time_ids.dims(), [b, n] if b == batch && n > 0) {
+            return Err(invalid("time_ids", time_ids, format!("[{batch}, ids]")));
+        }
+        let total = self.config.projection_class_embeddings_input_dim;
+        let pooled = total.saturating_sub(time_ids.dim(1)? * self.config.addition_time_embed_dim);
+        if *text_embeds.dims() != [batch, pooled] {
+            return Err(invalid("pooled_prompt_embeds", text_embeds, format!("[{batch}, {pooled}]")));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

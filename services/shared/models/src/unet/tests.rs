@@ -1,0 +1,69 @@
+use std::path::Path;
+
+use super::*;
+use crate::seeded;
+
+/// Two levels, the second with attention.
+const TINY: &str = r#"{"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "attention_head_dim": 2,
+    "block_out_channels": [8, 16], "cross_attention_dim": 6, "norm_num_groups": 4, "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "use_linear_projection": true,
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "projection_class_embeddings_input_dim": 34}"#;
+
+fn tiny() -> Unet {
+    let config = UnetConfig::from_json(TINY, Path::new("config.json")).unwrap();
+    Unet::new(&seeded::weights(), &config).unwrap()
+}
+
+fn draw(shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+}
+
+fn added(batch: usize) -> AddedConditioning {
+    AddedConditioning { text_embeds: draw(&[batch, 10]), time_ids: draw(&[batch, 6]) }
+}
+
+#[test]
+fn every_size_comes_back() {
+    let unet = tiny();
+    for (h, w) in [(8, 8), (1, 1), (7, 10), (5, 3)] {
+        let out = unet.forward(&draw(&[1, 4, h, w]), &[1.0], &draw(&[1, 3, 6]), &added(1)).unwrap();
+        assert_eq!(out.dims(), [1, 4, h, w]);
+    }
+}
+
+#[test]
+fn items_of_a_batch_do_not_see_each_other() {
+    let unet = tiny();
+    let (sample, states, added) = (draw(&[3, 4, 6, 6]), draw(&[3, 5, 6]), added(3));
+    let timesteps = [981.0, 501.0, 1.5];
+    let together = unet.forward(&sample, &timesteps, &states, &added).unwrap();
+    for i in 0..3 {
+        let one = |t: &Tensor| t.narrow(0, i, 1).unwrap();
+        let added =
+            AddedConditioning { text_embeds: one(&added.text_embeds), time_ids: one(&added.time_ids) };
+        let alone = unet.forward(&one(&sample), &timesteps[i..=i], &one(&states), &added).unwrap();
+        let difference = (one(&together) - alone).unwrap().abs().unwrap();
+        let worst = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(worst < 1e-5, "item {i}: {worst}");
+    }
+}
+
+#[test]
+fn wrong_shapes_are_named() {
+    let unet = tiny();
+    let (sample, states) = (draw(&[1, 4, 8, 8]), draw(&[1, 3, 6]));
+    let message = |result: Result<Tensor, ModelError>| result.unwrap_err().to_string();
+    assert_eq!(
+        message(unet.forward(&draw(&[1, 3, 8, 8]), &[1.0], &states, &added(1))),
+        "latents has shape [1, 3, 8, 8], expected [1, 4, height, width]"
+    );
+    assert_eq!(
+        message(unet.forward(&sample, &[1.0], &draw(&[1, 3, 7]), &added(1))),
+        "prompt_embeds has shape [1, 3, 7], expected [1, tokens, 6]"
+    );
+    let five = AddedConditioning { time_ids: draw(&[1, 5]), ..added(1) };
+    assert_eq!(
+        message(unet.forward(&sample, &[1.0], &states, &five)),
+        "pooled_prompt_embeds has shape [1, 10], expected [1, 14]"
+    );
+}

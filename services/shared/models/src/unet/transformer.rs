@@ -1,0 +1,128 @@
+//! diffusers' `Transformer2DModel`: transformer blocks over the pixels of a feature map.
+
+use candle_core::{D, Result, Tensor};
+use candle_nn::{LayerNorm, Linear, VarBuilder, layer_norm, linear};
+
+use super::UnetConfig;
+use crate::{
+    attention::{Attention, Bias},
+    norm::GroupNorm,
+};
+
+/// Not the config's `norm_eps`: diffusers fixes this one.
+const GROUP_NORM_EPS: f32 = 1e-6;
+const LAYER_NORM_EPS: f64 = 1e-5;
+
+/// Linear to value and gate, value by the gate's exact (erf) GELU, Linear.
+#[derive(Clone, Debug)]
+struct FeedForward {
+    /// `net.0.proj`.
+    proj: Linear,
+    /// `net.2`.
+    out: Linear,
+}
+
+impl FeedForward {
+    fn load(vb: &VarBuilder<'_>, width: usize) -> Result<Self> {
+        let (net, inner) = (vb.pp("net"), 4 * width);
+        Ok(Self {
+            proj: linear(width, 2 * inner, net.pp("0").pp("proj"))?,
+            out: linear(inner, width, net.pp("2"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let both = x.apply(&self.proj)?;
+        let inner = both.dim(D::Minus1)? / 2;
+        let (value, gate) = (both.narrow(D::Minus1, 0, inner)?, both.narrow(D::Minus1, inner, inner)?);
+        (value * gate.gelu_erf()?)?.apply(&self.out)
+    }
+}
+
+/// Self-attention, attention to the prompt, feed-forward; each normalized before and added to its input.
+#[derive(Clone, Debug)]
+struct BasicTransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff: FeedForward,
+}
+
+impl BasicTransformerBlock {
+    fn load(vb: &VarBuilder<'_>, width: usize, heads: usize, config: &UnetConfig) -> Result<Self> {
+        let norm = |name| layer_norm(width, LAYER_NORM_EPS, vb.pp(name));
+        let attention = |name, context| {
+            let attention = Attention::load(&vb.pp(name), [width, context], heads, Bias::Output)?;
+            Ok::<_, candle_core::Error>(attention.with_upcast(config.upcast_attention))
+        };
+        Ok(Self {
+            norm1: norm("norm1")?,
+            attn1: attention("attn1", width)?,
+            norm2: norm("norm2")?,
+            attn2: attention("attn2", config.cross_attention_dim)?,
+            norm3: norm("norm3")?,
+            ff: FeedForward::load(&vb.pp("ff"), width)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
+        let normed = x.apply(&self.norm1)?;
+        let x = (x + self.attn1.forward(&normed, &normed)?)?;
+        let x = (&x + self.attn2.forward(&x.apply(&self.norm2)?, encoder_hidden_states)?)?;
+        &x + self.ff.forward(&x.apply(&self.norm3)?)?
+    }
+}
+
+/// Transformer blocks between two projections, added to the input.
+#[derive(Clone, Debug)]
+pub(super) struct Transformer2DModel {
+    norm: GroupNorm,
+    proj_in: Linear,
+    transformer_blocks: Vec<BasicTransformerBlock>,
+    proj_out: Linear,
+}
+
+impl Transformer2DModel {
+    pub(super) fn load(
+        vb: &VarBuilder<'_>,
+        width: usize,
+        heads: usize,
+        layers: usize,
+        config: &UnetConfig,
+    ) -> Result<Self> {
+        let blocks = vb.pp("transformer_blocks");
+        let transformer_blocks = (0..layers)
+            .map(|i| BasicTransformerBlock::load(&blocks.pp(i), width, heads, config))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            norm: GroupNorm::load(&vb.pp("norm"), config.norm_num_groups, width, GROUP_NORM_EPS)?,
+            proj_in: projection(&vb.pp("proj_in"), width, config)?,
+            transformer_blocks,
+            proj_out: projection(&vb.pp("proj_out"), width, config)?,
+        })
+    }
+
+    /// `x` `[B, C, H, W]`, `encoder_hidden_states` `[B, 77, D]`.
+    pub(super) fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
+        let (batch, channels, height, width) = x.dims4()?;
+        let pixels = self.norm.forward(x)?.reshape((batch, channels, height * width))?.transpose(1, 2)?;
+        let mut hidden = pixels.contiguous()?.apply(&self.proj_in)?;
+        for block in &self.transformer_blocks {
+            hidden = block.forward(&hidden, encoder_hidden_states)?;
+        }
+        let hidden =
+            hidden.apply(&self.proj_out)?.transpose(1, 2)?.reshape((batch, channels, height, width))?;
+        hidden + x
+    }
+}
+
+/// A projection over channels, stored as a matrix or as a 1 x 1 convolution, which is the same over pixels.
+fn projection(vb: &VarBuilder<'_>, width: usize, config: &UnetConfig) -> Result<Linear> {
+    if config.use_linear_projection {
+        return linear(width, width, vb.clone());
+    }
+    let weight = vb.get((width, width, 1, 1), "weight")?.reshape((width, width))?;
+    Ok(Linear::new(weight, Some(vb.get(width, "bias")?)))
+}

@@ -1,0 +1,159 @@
+use std::fs;
+
+use candle_nn::linear;
+use safetensors::{serialize_to_file, tensor::TensorView};
+use tempfile::TempDir;
+
+use super::*;
+
+fn write(path: &Path, tensors: &[(&str, &[usize])]) {
+    let data: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, shape)| (0..shape.iter().product()).flat_map(|i: usize| (i as f32).to_le_bytes()).collect())
+        .collect();
+    let views = tensors.iter().zip(&data).map(|((name, shape), data)| {
+        (*name, TensorView::new(safetensors::Dtype::F32, shape.to_vec(), data).unwrap())
+    });
+    serialize_to_file(views, None, path).unwrap();
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn load(folder: &Path) -> Result<candle_nn::Linear, ModelError> {
+    let weights = Weights::open(folder)?;
+    Ok(linear(3, 2, weights.var_builder(DType::F32, &Device::Cpu).pp("proj"))?)
+}
+
+const GOOD: [(&str, &[usize]); 2] = [("proj.weight", &[2, 3]), ("proj.bias", &[2])];
+
+#[test]
+fn every_published_file_layout_is_found() {
+    let index =
+        |name: &str| format!("{{\"metadata\": {{}}, \"weight_map\": {{\"proj.weight\": \"{name}\"}}}}");
+    for (file, index_file, listed) in [
+        ("diffusion_pytorch_model.safetensors", None, ""),
+        ("model.safetensors", None, ""),
+        ("model.fp16.safetensors", None, ""),
+        (
+            "diffusion_pytorch_model-00001-of-00001.safetensors",
+            Some("diffusion_pytorch_model.safetensors.index.json"),
+            "",
+        ),
+        (
+            "diffusion_pytorch_model.fp16-00001-of-00001.safetensors",
+            Some("diffusion_pytorch_model.safetensors.index.fp16.json"),
+            "",
+        ),
+        (
+            "diffusion_pytorch_model-00001-of-00001.fp16.safetensors",
+            Some("diffusion_pytorch_model.safetensors.fp16.index.json"),
+            "",
+        ),
+        (
+            "diffusion_pytorch_model-00001-of-00001.fp16.safetensors",
+            Some("diffusion_pytorch_model.safetensors.index.fp16.json"),
+            "diffusion_pytorch_model.fp16-00001-of-00001.safetensors",
+        ),
+    ] {
+        let folder = folder();
+        write(&folder.path().join(file), &GOOD);
+        if let Some(name) = index_file {
+            let listed = if listed.is_empty() { file } else { listed };
+            fs::write(folder.path().join(name), index(listed)).unwrap();
+        }
+        assert!(load(folder.path()).is_ok(), "{file}");
+    }
+}
+
+#[test]
+fn tensors_of_all_shards_are_found_and_full_precision_is_preferred() {
+    let folder = folder();
+    write(&folder.path().join("model-00001-of-00002.safetensors"), &GOOD[..1]);
+    write(&folder.path().join("model-00002-of-00002.safetensors"), &GOOD[1..]);
+    let map = "{\"weight_map\": {\"proj.weight\": \"model-00001-of-00002.safetensors\", \
+               \"proj.bias\": \"model-00002-of-00002.safetensors\"}}";
+    fs::write(folder.path().join("model.safetensors.index.json"), map).unwrap();
+    write(&folder.path().join("model.fp16.safetensors"), &[("other", &[1])]);
+    let layer = load(folder.path()).unwrap();
+    assert_eq!(layer.weight().to_vec2::<f32>().unwrap(), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
+    fs::remove_file(folder.path().join("model-00002-of-00002.safetensors")).unwrap();
+    let error = load(folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("model-00002-of-00002.safetensors: no such file; expected a shard that"),
+        "{error}"
+    );
+    fs::write(folder.path().join("model.safetensors.index.json"), map.replace("model-00002", "../model"))
+        .unwrap();
+    let error = load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("is not a file name"), "{error}");
+}
+
+#[test]
+fn faults_name_file_and_tensor_on_one_line() {
+    let folder = folder();
+    let path = folder.path().join("diffusion_pytorch_model.safetensors");
+    let fault = || load(folder.path()).unwrap_err();
+    let check = |error: &ModelError, parts: &[&str]| {
+        let line = error.to_string();
+        assert!(line.contains("diffusion_pytorch_model.safetensors: "), "{line}");
+        assert!(parts.iter().all(|p| line.contains(p)) && !line.contains('\n'), "{line}");
+    };
+    check(&fault(), &["no such file"]);
+
+    write(&path, &GOOD[..1]);
+    check(&fault(), &["tensor proj.bias is missing"]);
+    write(&path, &[GOOD[0], ("proj.bias", &[5])]);
+    check(&fault(), &["tensor proj.bias has shape [5], its config.json asks for [2]"]);
+
+    write(&path, &GOOD);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 5]).unwrap();
+    check(
+        &fault(),
+        &["truncated", &format!("{} bytes", whole.len() - 5), &format!("asks for {}", whole.len())],
+    );
+    fs::write(&path, &whole[..40]).unwrap();
+    check(&fault(), &["truncated: 40 bytes"]);
+    for short in [0, 3] {
+        fs::write(&path, &whole[..short]).unwrap();
+        check(&fault(), &["truncated"]);
+    }
+    fs::write(&path, "<html>not found</html> and more").unwrap();
+    check(&fault(), &["not a safetensors file"]);
+    let mut odd = whole.clone();
+    odd[12] = b'\n';
+    fs::write(&path, &odd).unwrap();
+    check(&fault(), &[]);
+}
+
+#[test]
+fn old_names_of_the_autoencoders_attention_are_read() {
+    let folder = folder();
+    let attention = "decoder.mid_block.attentions.0";
+    let names = ["query", "key", "value", "proj_attn"].map(|n| format!("{attention}.{n}.weight"));
+    write(
+        &folder.path().join("diffusion_pytorch_model.safetensors"),
+        &[(&names[0], &[2, 3]), (&names[1], &[2, 3, 1, 1]), (&names[2], &[2, 3]), (&names[3], &[2, 3])],
+    );
+    let weights = Weights::open(folder.path()).unwrap();
+    let vb = weights.var_builder(DType::F16, &Device::Cpu).pp(attention);
+    for name in ["to_q", "to_k", "to_v", "to_out.0"] {
+        let tensor = vb.get((2, 3), &format!("{name}.weight")).unwrap();
+        assert_eq!((tensor.dims(), tensor.dtype()), (&[2, 3][..], DType::F16));
+    }
+    assert_eq!(current_name("text_model.key.weight"), "text_model.key.weight");
+}
+
+#[test]
+fn the_same_bytes_are_known_as_such() {
+    let (a, b) = (folder(), folder());
+    for f in [&a, &b] {
+        write(&f.path().join("model.safetensors"), &GOOD);
+    }
+    let (one, two) = (Weights::open(a.path()).unwrap(), Weights::open(b.path()).unwrap());
+    assert!(one.same_bytes(&two) && one.same_bytes(&one));
+    write(&b.path().join("model.safetensors"), &[GOOD[0], ("proj.bias", &[3])]);
+    assert!(!one.same_bytes(&Weights::open(b.path()).unwrap()));
+}
