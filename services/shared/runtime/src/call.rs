@@ -1,0 +1,196 @@
+//! What happens to each call before it reaches its service: a span of the caller's trace, the caller's deadline, and
+//! refusal once the server is draining. Calls are counted until the last byte of their answer, so that draining knows
+//! when it is done.
+
+use crate::{deadline::Deadline, propagation, shutdown::Shutdown};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+use tracing::{Instrument, Span, field, info, info_span};
+
+/// tonic ends a call at its deadline with CANCELLED; we come first by this much, so that it is DEADLINE_EXCEEDED.
+const EARLIER: Duration = Duration::from_millis(2);
+
+/// Wraps services in what this module's head describes.
+#[derive(Clone, Debug)]
+pub(crate) struct CallLayer {
+    shutdown: Shutdown,
+    running: Arc<watch::Sender<usize>>,
+}
+
+impl CallLayer {
+    pub(crate) fn new(shutdown: Shutdown) -> Self {
+        Self { shutdown, running: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Waits until no call is running.
+    pub(crate) async fn idle(&self) {
+        // Fails only if the sender is gone, and self holds it.
+        let _ = self.running.subscribe().wait_for(|n| *n == 0).await;
+    }
+}
+
+impl<S> Layer<S> for CallLayer {
+    type Service = CallService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CallService { inner, layer: self.clone() }
+    }
+}
+
+/// A service in its wrapping.
+#[derive(Clone, Debug)]
+pub(crate) struct CallService<S> {
+    inner: S,
+    layer: CallLayer,
+}
+
+impl<S> Service<Request<Body>> for CallService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // Health and reflection are asked for all the time, by design without end, and also while draining.
+        if request.uri().path().starts_with("/grpc.") {
+            return Box::pin(self.inner.call(request));
+        }
+        // Counted before the question, so that nobody sees 0 after the shutdown and then a call that got through.
+        let record = Record::new(&self.layer, &request);
+        if self.layer.shutdown.is_triggered() {
+            let refusal = Status::unavailable("this server is shutting down; ask another").into_http();
+            return Box::pin(async move { Ok(record.follow(refusal)) });
+        }
+        let deadline = Deadline::from_headers(request.headers());
+        let span = record.span.clone();
+        let answer = self.inner.call(request);
+        Box::pin(
+            async move {
+                let answer = match deadline {
+                    None => answer.await,
+                    Some(deadline) => {
+                        let left = deadline.remaining().saturating_sub(EARLIER);
+                        match tokio::time::timeout(left, answer).await {
+                            Ok(answer) => answer,
+                            Err(_) => Ok(Status::deadline_exceeded(
+                                "the deadline passed before the answer was ready",
+                            )
+                            .into_http()),
+                        }
+                    }
+                };
+                answer.map(|response| record.follow(response))
+            }
+            .instrument(span),
+        )
+    }
+}
+
+/// A running call: counted, and logged at its end.
+struct Record {
+    running: Arc<watch::Sender<usize>>,
+    span: Span,
+    started: Instant,
+    status: Option<Code>,
+}
+
+impl Record {
+    fn new(layer: &CallLayer, request: &Request<Body>) -> Self {
+        let path = request.uri().path().trim_start_matches('/');
+        let (service, method) = path.split_once('/').unwrap_or((path, ""));
+        let span = info_span!(
+            "call",
+            otel.name = path,
+            otel.kind = "server",
+            otel.status_code = field::Empty,
+            rpc.system = "grpc",
+            rpc.service = service,
+            rpc.method = method,
+            rpc.grpc.status_code = field::Empty,
+            trace_id = field::Empty,
+        );
+        propagation::accept(request.headers(), &span);
+        span.record("trace_id", propagation::trace_id(&span));
+        layer.running.send_modify(|n| *n += 1);
+        Self { running: Arc::clone(&layer.running), span, started: Instant::now(), status: None }
+    }
+
+    /// Goes on with the answer's body.
+    fn follow(mut self, response: Response<Body>) -> Response<Body> {
+        self.read_status(response.headers());
+        let (head, inner) = response.into_parts();
+        Response::from_parts(head, Body::new(RecordedBody { inner, record: self }))
+    }
+
+    fn read_status(&mut self, headers: &HeaderMap) {
+        if let Some(status) = headers.get(Status::GRPC_STATUS) {
+            self.status = Some(Code::from_bytes(status.as_bytes()));
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // A call that ends without a status is one whose caller has gone.
+        let code = self.status.unwrap_or(Code::Cancelled);
+        self.span.record("rpc.grpc.status_code", i32::from(code));
+        if matches!(code, Code::Internal | Code::Unknown | Code::DataLoss) {
+            self.span.record("otel.status_code", "ERROR");
+        }
+        let elapsed_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.span.in_scope(|| info!(status = ?code, elapsed_ms, "done"));
+        self.running.send_modify(|n| *n -= 1);
+    }
+}
+
+struct RecordedBody {
+    inner: Body,
+    record: Record,
+}
+
+impl http_body::Body for RecordedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let _entered = this.record.span.clone().entered();
+        let polled = Pin::new(&mut this.inner).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            this.record.read_status(trailers);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,90 @@
+//! W3C trace context, from the caller and to the next server.
+
+use http::HeaderMap;
+use opentelemetry::{
+    global,
+    propagation::{Extractor, Injector},
+    trace::TraceContextExt,
+};
+use tonic::metadata::{MetadataKey, MetadataMap};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// Makes `span` a child of the span that the caller's `traceparent` names, if there is one. Must come before the span
+/// is entered. [`crate::server::serve`] does it for each call.
+pub fn accept(headers: &HeaderMap, span: &Span) {
+    let parent = global::get_text_map_propagator(|p| p.extract(&Headers(headers)));
+    if parent.span().span_context().is_valid() {
+        // Fails only where there is no telemetry to take part in.
+        let _ = span.set_parent(parent);
+    }
+}
+
+/// Writes `traceparent` and `tracestate` of the current span into `request`, so that the next server continues its
+/// trace.
+pub fn inject<T>(request: &mut tonic::Request<T>) {
+    let context = Span::current().context();
+    global::get_text_map_propagator(|p| p.inject_context(&context, &mut Metadata(request.metadata_mut())));
+}
+
+/// The trace that `span` belongs to, as 32 hexadecimal digits; all zeros where there is no telemetry.
+#[must_use]
+pub fn trace_id(span: &Span) -> String {
+    span.context().span().span_context().trace_id().to_string()
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|v| v.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+struct Metadata<'a>(&'a mut MetadataMap);
+
+impl Injector for Metadata<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        if let (Ok(key), Ok(value)) = (MetadataKey::from_bytes(key.as_bytes()), value.parse()) {
+            self.0.insert(key, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::testing;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn a_trace_passes_through() {
+        let _guard = testing::subscriber();
+        let mut headers = HeaderMap::new();
+        headers.insert("traceparent", PARENT.parse().unwrap());
+        let span = tracing::info_span!("call");
+        accept(&headers, &span);
+        assert_eq!(trace_id(&span), "0af7651916cd43dd8448eb211c80319c");
+
+        let mut request = tonic::Request::new(());
+        span.in_scope(|| inject(&mut request));
+        let handed_on = request.metadata().get("traceparent").unwrap().to_str().unwrap();
+        assert!(handed_on.starts_with("00-0af7651916cd43dd8448eb211c80319c-"), "{handed_on}");
+        assert!(!handed_on.contains("b7ad6b7169203331"), "the parent is now the span of ours: {handed_on}");
+    }
+
+    #[test]
+    fn without_a_caller_a_trace_begins() {
+        let _guard = testing::subscriber();
+        let span = tracing::info_span!("call");
+        accept(&HeaderMap::new(), &span);
+        let id = trace_id(&span);
+        assert_eq!(id.len(), 32);
+        assert_ne!(id, "0".repeat(32));
+    }
+}

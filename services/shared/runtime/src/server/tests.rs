@@ -1,0 +1,145 @@
+use super::*;
+use std::{convert::Infallible, future::Future, pin::Pin};
+use tokio::task::JoinHandle;
+use tonic::{
+    Code, Request, Status,
+    body::Body,
+    codegen::http::{self, Response},
+    server::NamedService,
+    transport::Channel,
+};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_client::HealthClient,
+};
+use tonic_prost::ProstCodec;
+
+/// Answers any call after a while with "not implemented", which is an answer that shows it was asked.
+#[derive(Clone)]
+struct Slow(Duration);
+
+impl NamedService for Slow {
+    const NAME: &'static str = "test.Slow";
+}
+
+impl tower::Service<http::Request<Body>> for Slow {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Request<Body>) -> Self::Future {
+        let time = self.0;
+        Box::pin(async move {
+            tokio::time::sleep(time).await;
+            Ok(Status::unimplemented("done").into_http())
+        })
+    }
+}
+
+struct Running {
+    channel: Channel,
+    health: Health,
+    shutdown: Shutdown,
+    serving: JoinHandle<Result<(), ServerError>>,
+}
+
+async fn start(call_time: Duration, drain_timeout: Duration) -> Running {
+    let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (health, shutdown) = (Health::new(&[Slow::NAME]).await, Shutdown::new());
+    let server = Server {
+        listener,
+        health: health.clone(),
+        descriptors: &[],
+        drain_timeout,
+        shutdown: shutdown.clone(),
+    };
+    let serving = tokio::spawn(serve(server, Routes::new(Slow(call_time))));
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    Running { channel, health, shutdown, serving }
+}
+
+/// The status that a call of the slow service ends with.
+fn call(channel: &Channel) -> JoinHandle<Status> {
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    tokio::spawn(async move {
+        client.ready().await.unwrap();
+        let request = Request::new(HealthCheckRequest::default());
+        let codec = ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+        let path = http::uri::PathAndQuery::from_static("/test.Slow/Call");
+        client.unary(request, path, codec).await.unwrap_err()
+    })
+}
+
+async fn status_of(channel: &Channel, service: &str) -> ServingStatus {
+    HealthClient::new(channel.clone())
+        .check(HealthCheckRequest { service: service.to_owned() })
+        .await
+        .unwrap()
+        .into_inner()
+        .status()
+}
+
+#[tokio::test]
+async fn health_follows_what_is_said() {
+    let server = start(Duration::ZERO, Duration::from_secs(5)).await;
+    for service in ["", Slow::NAME] {
+        assert_eq!(status_of(&server.channel, service).await, ServingStatus::NotServing);
+    }
+    server.health.set_serving().await;
+    for service in ["", Slow::NAME] {
+        assert_eq!(status_of(&server.channel, service).await, ServingStatus::Serving);
+    }
+    server.shutdown.trigger();
+    server.serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn draining_finishes_what_runs_and_refuses_what_comes() {
+    let server = start(Duration::from_millis(400), Duration::from_secs(5)).await;
+    let running = call(&server.channel);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.shutdown.trigger();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(status_of(&server.channel, "").await, ServingStatus::NotServing);
+    assert_eq!(call(&server.channel).await.unwrap().code(), Code::Unavailable);
+    assert_eq!(running.await.unwrap().message(), "done");
+    server.serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_health_watch_and_an_endless_call_do_not_hold_the_server() {
+    let server = start(Duration::from_secs(3600), Duration::from_millis(200)).await;
+    let mut watch = HealthClient::new(server.channel.clone())
+        .watch(HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    watch.message().await.unwrap();
+    let _endless = call(&server.channel);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.shutdown.trigger();
+    timeout(Duration::from_secs(3), server.serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_deadline_is_deadline_exceeded_and_not_cancelled() {
+    // Past the wire: tonic's client would end the call by itself.
+    let mut service = tower::Layer::layer(&CallLayer::new(Shutdown::new()), Slow(Duration::from_secs(3600)));
+    let mut request = http::Request::new(Body::empty());
+    request.headers_mut().insert("grpc-timeout", "30m".parse().unwrap());
+    let answer = tower::Service::call(&mut service, request).await.unwrap();
+    assert_eq!(answer.headers().get("grpc-status").unwrap(), "4");
+}
+
+#[tokio::test]
+async fn a_taken_address_is_named() {
+    let first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let address = first.local_addr().unwrap();
+    let error = bind(address).await.unwrap_err().to_string();
+    assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");
+}
