@@ -1,0 +1,139 @@
+//! What the command line means, checked.
+
+use crate::{
+    args::Args,
+    placement::{Address, Source},
+};
+use sdxl_core::StageKind;
+use std::time::Duration;
+use thiserror::Error;
+
+/// A coordinator's settings. Every stage that a request needs has a source of replicas.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Of the text-encoder stage.
+    pub text_encoder: Source,
+    /// Of the base-unet stage.
+    pub base_unet: Source,
+    /// Of the refiner stage; `None` for a cluster that has none.
+    pub refiner: Option<Source>,
+    /// Of the vae stage.
+    pub vae: Source,
+    /// How long connecting to a replica may take.
+    pub connect_timeout: Duration,
+    /// Requests at work at the same time.
+    pub max_requests: usize,
+    /// How long running requests may take to finish once the coordinator is told to stop.
+    pub drain_timeout: Duration,
+}
+
+/// Why the command line makes no sense.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// One of the addresses is none.
+    #[error("--{flag}: {value:?} is not an address: {problem}")]
+    Address {
+        /// The flag without its dashes.
+        flag: &'static str,
+        /// What stands there.
+        value: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// An address stands twice.
+    #[error("--{flag}: {address} stands there twice")]
+    Twice {
+        /// The flag without its dashes.
+        flag: &'static str,
+        /// The address.
+        address: Address,
+    },
+    /// A stage that every request needs has no replica.
+    #[error("--{flag}: at least one address is needed, as HOST:PORT")]
+    Missing {
+        /// The flag without its dashes.
+        flag: &'static str,
+    },
+    /// The time for connecting is zero.
+    #[error("--connect-timeout: 0 seconds are too short to connect in")]
+    ConnectTimeout,
+}
+
+impl TryFrom<&Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: &Args) -> Result<Self, ConfigError> {
+        if args.connect_timeout.is_zero() {
+            return Err(ConfigError::ConnectTimeout);
+        }
+        Ok(Self {
+            text_encoder: needed(StageKind::TextEncoder, &args.text_encoder)?,
+            base_unet: needed(StageKind::BaseUnet, &args.base_unet)?,
+            refiner: listed(StageKind::Refiner, &args.refiner)?,
+            vae: needed(StageKind::Vae, &args.vae)?,
+            connect_timeout: args.connect_timeout,
+            max_requests: usize::try_from(args.max_requests).unwrap_or(usize::MAX),
+            drain_timeout: args.server.drain_timeout,
+        })
+    }
+}
+
+fn needed(stage: StageKind, values: &[String]) -> Result<Source, ConfigError> {
+    listed(stage, values)?.ok_or(ConfigError::Missing { flag: stage.name() })
+}
+
+/// `None` for an empty list. Stages are flags by their names.
+fn listed(stage: StageKind, values: &[String]) -> Result<Option<Source>, ConfigError> {
+    let flag = stage.name();
+    let mut addresses: Vec<Address> = Vec::new();
+    // An environment variable that is set to nothing is one empty value.
+    for value in values.iter().filter(|value| !value.trim().is_empty()) {
+        let address: Address =
+            value.parse().map_err(|problem| ConfigError::Address { flag, value: value.clone(), problem })?;
+        if addresses.contains(&address) {
+            return Err(ConfigError::Twice { flag, address });
+        }
+        addresses.push(address);
+    }
+    Ok((!addresses.is_empty()).then(|| Source::fixed(addresses)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    const NEEDED: [&str; 7] = ["x", "--text-encoder", "t:1", "--base-unet", "b:1,c:2", "--vae", "v:1"];
+
+    fn config(more: &[&str]) -> Result<Config, String> {
+        let args = Args::try_parse_from(NEEDED.iter().chain(more)).unwrap();
+        Config::try_from(&args).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_refiner_may_be_left_out_or_set_to_nothing() {
+        assert!(config(&[]).unwrap().refiner.is_none());
+        assert!(config(&["--refiner", ""]).unwrap().refiner.is_none());
+        assert_eq!(config(&["--refiner", "r:1"]).unwrap().refiner.unwrap().current().len(), 1);
+    }
+
+    #[test]
+    fn what_is_wrong_is_one_line_that_names_the_flag() {
+        assert_eq!(
+            config(&["--refiner", "r:1,nonsense"]).unwrap_err(),
+            "--refiner: \"nonsense\" is not an address: it needs a port, as HOST:PORT"
+        );
+        assert_eq!(
+            config(&["--vae", "http://v:1/"]).unwrap_err(),
+            "--vae: v:1 stands there twice",
+            "with and without http:// is the same address"
+        );
+        assert_eq!(
+            config(&["--connect-timeout", "0"]).unwrap_err(),
+            "--connect-timeout: 0 seconds are too short to connect in"
+        );
+        let args = Args::try_parse_from(["x", "--text-encoder", "t:1", "--vae", "v:1"]).unwrap();
+        let error = Config::try_from(&args).unwrap_err();
+        assert_eq!(error, ConfigError::Missing { flag: "base-unet" });
+    }
+}

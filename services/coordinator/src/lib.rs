@@ -1,0 +1,61 @@
+//! The coordinator: the public API of an SDXL cluster. It makes a plan of each request, sends the plan's parts to the
+//! replicas with the least to do, and hands the pictures back. It moves tensors and pictures as bytes and never looks
+//! at a number in them.
+
+mod args;
+mod cluster;
+mod config;
+mod pipeline;
+pub mod placement;
+mod readiness;
+mod service;
+
+pub use args::Args;
+pub use config::{Config, ConfigError};
+pub use pipeline::GenerateError;
+
+use placement::Fleets;
+use readiness::Readiness;
+use sdxl_proto::{
+    FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
+    v1::{
+        image_generation_service_server::{self as image_generation, ImageGenerationServiceServer},
+        model_service_server::{self as model, ModelServiceServer},
+    },
+};
+use sdxl_runtime::{
+    Health, Shutdown,
+    server::{self, Server},
+};
+use service::{Generation, Model};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+
+/// Serves on `listener` until `shutdown`, then lets running requests finish.
+///
+/// Health says SERVING for every service (and the empty name) while each needed stage has a replica that is ready.
+/// Needs a subscriber for its log lines and trace ids ([`sdxl_runtime::telemetry::init`]), but does without.
+///
+/// # Errors
+/// Where serving cannot begin or the listener breaks.
+pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+    let health = Health::new(&[image_generation::SERVICE_NAME, model::SERVICE_NAME]).await;
+    let fleets = Arc::new(Fleets::start(&config));
+    // Both follow the stages until the last request is done.
+    let readiness = Readiness::start(&fleets, health.clone(), shutdown.clone());
+    let generation = Generation::new(Arc::clone(&fleets), readiness.model(), config.max_requests);
+    let routes = Routes::new(
+        ImageGenerationServiceServer::new(generation).max_decoding_message_size(MAX_MESSAGE_BYTES),
+    )
+    .add_service(ModelServiceServer::new(Model::new(fleets, readiness.model())));
+    let server = Server {
+        listener,
+        health,
+        descriptors: &[FILE_DESCRIPTOR_SET],
+        drain_timeout: config.drain_timeout,
+        shutdown,
+    };
+    server::serve(server, routes).await?;
+    Ok(())
+}

@@ -1,0 +1,121 @@
+//! Why a request fails.
+
+use crate::placement::Address;
+use sdxl_core::{Classify, ErrorClass, FieldViolation, PlanError, StageKind};
+use std::time::Duration;
+use thiserror::Error;
+
+/// Why there are no pictures.
+#[derive(Debug, Error)]
+pub enum GenerateError {
+    /// The request makes no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Of these stages no replica has ever been ready.
+    #[error("the cluster is starting: no replica of {} has been ready yet", names(.0))]
+    Starting(Vec<StageKind>),
+    /// The stages do not fit together.
+    #[error("{0}")]
+    Contradiction(String),
+    /// The coordinator does as much as it may.
+    #[error("{0} requests are at work, the most that this coordinator takes")]
+    TooManyRequests(usize),
+    /// No replica takes work.
+    #[error("{stage}: no replica is ready")]
+    NoReplica {
+        /// Of this stage.
+        stage: StageKind,
+    },
+    /// Every replica refused.
+    #[error("{stage}: every replica is full")]
+    Full {
+        /// Of this stage.
+        stage: StageKind,
+        /// What the last of them said about when to try again.
+        retry_after: Option<Duration>,
+    },
+    /// A replica answered with an error.
+    #[error("{stage} at {replica}: {message}")]
+    Stage {
+        /// Its stage.
+        stage: StageKind,
+        /// Where it listens.
+        replica: Address,
+        /// What the error is to the caller.
+        class: ErrorClass,
+        /// What it said.
+        message: String,
+    },
+    /// A replica was lost while it was at work, or could not be reached.
+    #[error("{stage} at {replica} was lost: {message}")]
+    Lost {
+        /// Its stage.
+        stage: StageKind,
+        /// Where it listened.
+        replica: Address,
+        /// What the connection said.
+        message: String,
+    },
+    /// A replica's answer makes no sense.
+    #[error("{stage} at {replica} answered what makes no sense: {problem}")]
+    Reply {
+        /// Its stage.
+        stage: StageKind,
+        /// Where it listens.
+        replica: Address,
+        /// The field and what is wrong with it.
+        problem: String,
+    },
+    /// The caller's deadline passed.
+    #[error("the deadline passed after {steps_done} of {steps_total} steps")]
+    Deadline {
+        /// Denoising steps done, over all pictures.
+        steps_done: u32,
+        /// Of so many.
+        steps_total: u32,
+    },
+    /// The caller went away.
+    #[error("the caller has gone")]
+    CallerGone,
+    /// The pictures do not fit into one answer.
+    #[error(
+        "the pictures take more than {limit} bytes, the most in one answer; ask for fewer, or use GenerateStream"
+    )]
+    TooLarge {
+        /// In bytes.
+        limit: usize,
+    },
+}
+
+fn names(stages: &[StageKind]) -> String {
+    stages.iter().map(|stage| stage.name()).collect::<Vec<_>>().join(", ")
+}
+
+impl Classify for GenerateError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Plan(error) => error.class(),
+            Self::Starting(_) | Self::NoReplica { .. } | Self::Lost { .. } => ErrorClass::Unavailable,
+            Self::Contradiction(_) | Self::TooLarge { .. } => ErrorClass::FailedPrecondition,
+            Self::TooManyRequests(_) | Self::Full { .. } => ErrorClass::Overloaded,
+            Self::Stage { class, .. } => *class,
+            Self::Reply { .. } => ErrorClass::Internal,
+            Self::Deadline { .. } => ErrorClass::DeadlineExceeded,
+            Self::CallerGone => ErrorClass::Cancelled,
+        }
+    }
+
+    fn violations(&self) -> &[FieldViolation] {
+        match self {
+            Self::Plan(error) => error.violations(),
+            _ => &[],
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Full { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! One request's way through the stages: its texts are encoded once, then each picture is denoised, refined and decoded
+//! on its own, wherever there is least to do.
+//!
+//! All of it is one future: dropping it drops every call that is under way, which tells the replicas at once.
+
+mod decode;
+mod denoise;
+mod encode;
+mod error;
+mod events;
+mod hop;
+mod reply;
+
+pub use error::GenerateError;
+pub(crate) use events::{Events, Item};
+
+use crate::placement::{Fleet, Fleets};
+use encode::Texts;
+use futures::future::try_join_all;
+use sdxl_core::{ModelInfo, Plan, StageKind};
+use sdxl_proto::v1;
+use sdxl_runtime::Deadline;
+use std::time::{Duration, Instant};
+
+/// So much before the deadline the work is given up, so that the answer is ours and still gets through.
+const EARLIER: Duration = Duration::from_millis(5);
+
+/// A plan at work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pipeline<'a> {
+    /// Who does it.
+    pub(crate) fleets: &'a Fleets,
+    /// What they serve.
+    pub(crate) model: &'a ModelInfo,
+    /// What is to be done.
+    pub(crate) plan: &'a Plan,
+    /// When it must be done.
+    pub(crate) deadline: Option<Deadline>,
+    /// Where it is told.
+    pub(crate) events: &'a Events,
+}
+
+/// What is known when all pictures are done.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// In the order of the pictures, each in the order of its stages.
+    pub(crate) timings: Vec<v1::StageTiming>,
+    /// What the caller may not have meant.
+    pub(crate) warnings: Vec<v1::Warning>,
+}
+
+impl<'a> Pipeline<'a> {
+    /// Makes the pictures, which come out as events.
+    ///
+    /// # Errors
+    /// The first failure of any picture; the others are given up.
+    pub(crate) async fn run(self) -> Result<Outcome, GenerateError> {
+        let work = Box::pin(self.all());
+        let Some(deadline) = self.deadline else { return work.await };
+        let end = deadline.instant().checked_sub(EARLIER).unwrap_or_else(Instant::now);
+        tokio::time::timeout_at(end.into(), work).await.unwrap_or_else(|_| {
+            let pictures = u32::try_from(self.plan.seeds.len()).unwrap_or(u32::MAX);
+            Err(GenerateError::Deadline {
+                steps_done: self.events.steps_done(),
+                steps_total: self.plan.steps().saturating_mul(pictures),
+            })
+        })
+    }
+
+    async fn all(self) -> Result<Outcome, GenerateError> {
+        let (texts, timing) = self.encode().await?;
+        let pictures = (0_u32..).zip(&self.plan.seeds).map(|(i, seed)| self.picture(i, *seed, &texts));
+        let timings = try_join_all(pictures).await?;
+        let timings = std::iter::once(timing).chain(timings.into_iter().flatten()).collect();
+        Ok(Outcome { timings, warnings: self.warnings(&texts) })
+    }
+
+    async fn picture(
+        self,
+        index: u32,
+        seed: u64,
+        texts: &Texts,
+    ) -> Result<Vec<v1::StageTiming>, GenerateError> {
+        let mut timings = Vec::with_capacity(3);
+        let mut latents = self.base(index, seed, texts, &mut timings).await?;
+        if let Some(plan) = &self.plan.refiner {
+            latents = self.refine(plan, (index, seed), latents, texts, &mut timings).await?;
+        }
+        let image = self.decode(index, seed, latents, &mut timings).await?;
+        self.events.image(index, image).await?;
+        Ok(timings)
+    }
+
+    fn refiners(self) -> Result<&'a Fleet, GenerateError> {
+        self.fleets.refiner.as_ref().ok_or(GenerateError::NoReplica { stage: StageKind::Refiner })
+    }
+
+    /// Of the pictures' latents.
+    fn latent_size(self) -> (u32, u32) {
+        let scale = self.model.vae.vae_scale_factor.max(1);
+        (self.plan.size.height / scale, self.plan.size.width / scale)
+    }
+
+    fn latent_pixels(self) -> u64 {
+        let (height, width) = self.latent_size();
+        u64::from(height) * u64::from(width)
+    }
+}

@@ -1,0 +1,242 @@
+//! All replicas of one stage.
+
+use super::{
+    info::StageInfo,
+    probe,
+    replica::{Lease, Replica},
+    source::{Address, Source},
+};
+use sdxl_core::StageKind;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
+use tracing::{info, warn};
+
+/// The replicas of a stage, followed in the background until this is dropped.
+#[derive(Debug)]
+pub struct Fleet {
+    shared: Arc<Shared>,
+    _following: JoinSet<()>,
+}
+
+/// What a fleet can do at the moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FleetStatus {
+    /// What its replicas say of themselves, those that work together; the last known where all are lost.
+    pub info: Option<Arc<StageInfo>>,
+    /// Replicas that take work.
+    pub ready: usize,
+}
+
+impl Fleet {
+    /// Starts to follow the replicas that `source` gives. Must be called in a tokio runtime.
+    #[must_use]
+    pub fn start(stage: StageKind, source: Source, connect_timeout: Duration) -> Self {
+        let shared = Arc::new(Shared::new(stage));
+        let mut following = JoinSet::new();
+        following.spawn(follow(Arc::clone(&shared), source, connect_timeout));
+        Self { shared, _following: following }
+    }
+
+    /// Its stage.
+    #[must_use]
+    pub fn stage(&self) -> StageKind {
+        self.shared.stage
+    }
+
+    /// What it can do, now and later.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<FleetStatus> {
+        self.shared.status.subscribe()
+    }
+
+    /// Gives `work` to the ready replica with the least outstanding that is not one of `tried`; `None` where there is
+    /// none. Among equals they take turns.
+    #[must_use]
+    pub fn pick(&self, work: u64, tried: &[Arc<Replica>]) -> Option<Lease> {
+        self.shared.pick(work, tried)
+    }
+}
+
+/// What the fleet and the tasks that follow its replicas share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    stage: StageKind,
+    members: Mutex<Members>,
+    status: watch::Sender<FleetStatus>,
+}
+
+#[derive(Debug, Default)]
+struct Members {
+    list: Vec<Member>,
+    /// What the replicas that take work have in common: the first that was ready sets it, and another may once none of
+    /// that revision is left, as after an upgrade.
+    adopted: Option<Arc<StageInfo>>,
+    /// Where the search for the least loaded begins.
+    turn: usize,
+}
+
+#[derive(Debug)]
+struct Member {
+    replica: Arc<Replica>,
+    /// While it is healthy.
+    up: Option<Arc<StageInfo>>,
+    /// Why it takes no work although it is up: said once.
+    complaint: Option<String>,
+}
+
+impl Member {
+    fn complain(&mut self, stage: StageKind, complaint: String) {
+        if self.complaint.as_ref() != Some(&complaint) {
+            warn!(%stage, replica = %self.replica.address(), "replica is not used: {complaint}");
+            self.complaint = Some(complaint);
+        }
+    }
+}
+
+impl Shared {
+    fn new(stage: StageKind) -> Self {
+        Self { stage, members: Mutex::default(), status: watch::Sender::default() }
+    }
+
+    pub(super) fn stage(&self) -> StageKind {
+        self.stage
+    }
+
+    fn pick(&self, work: u64, tried: &[Arc<Replica>]) -> Option<Lease> {
+        let mut members = self.lock();
+        let (turn, count) = (members.turn, members.list.len());
+        let adopted = members.adopted.clone()?;
+        let (index, replica) = members
+            .list
+            .iter()
+            .enumerate()
+            .filter(|(_, m)| m.up.as_ref().is_some_and(|info| info.revision == adopted.revision))
+            .filter(|(_, m)| !tried.iter().any(|t| Arc::ptr_eq(t, &m.replica)))
+            .min_by_key(|(i, m)| (m.replica.outstanding(), (i + count - turn % count) % count))
+            .map(|(i, m)| (i, Arc::clone(&m.replica)))?;
+        members.turn = index + 1;
+        // Counted before the lock is let go, so that two requests never both see the same one idle.
+        Some(Lease::new(replica, work))
+    }
+
+    /// The replica is healthy and says this of itself.
+    pub(super) fn up(&self, replica: &Replica, said: StageInfo) {
+        self.change(replica, |member, stage| {
+            if member.up.is_none() {
+                info!(%stage, replica = %replica.address(), revision = said.revision, "replica is ready");
+            }
+            member.up = Some(Arc::new(said));
+        });
+    }
+
+    /// The replica cannot be reached or takes no work.
+    pub(super) fn down(&self, replica: &Replica, reason: &str) {
+        self.change(replica, |member, stage| {
+            if member.up.take().is_some() {
+                info!(%stage, replica = %replica.address(), "replica is gone: {reason}");
+            }
+        });
+    }
+
+    /// The replica is healthy, but not one of this stage.
+    pub(super) fn refuse(&self, replica: &Replica, complaint: String) {
+        self.change(replica, |member, stage| {
+            member.up = None;
+            member.complain(stage, complaint);
+        });
+    }
+
+    fn change(&self, replica: &Replica, change: impl FnOnce(&mut Member, StageKind)) {
+        let mut members = self.lock();
+        if let Some(member) = members.list.iter_mut().find(|m| std::ptr::eq(&*m.replica, replica)) {
+            change(member, self.stage);
+            self.settle(&mut members);
+        }
+    }
+
+    /// Which revision is served, and by how many.
+    fn settle(&self, members: &mut Members) {
+        let serves = |m: &Member, revision: &str| m.up.as_ref().is_some_and(|i| i.revision == revision);
+        let kept =
+            members.adopted.as_ref().is_some_and(|a| members.list.iter().any(|m| serves(m, &a.revision)));
+        if !kept && let Some(first) = members.list.iter().find_map(|m| m.up.clone()) {
+            members.adopted = Some(first);
+        }
+        let mut ready = 0;
+        if let Some(adopted) = &members.adopted {
+            for member in &mut members.list {
+                let Some(info) = &member.up else { continue };
+                if info.revision == adopted.revision {
+                    ready += 1;
+                    member.complaint = None;
+                } else {
+                    let (theirs, ours) = (&info.revision, &adopted.revision);
+                    let complaint = format!("it serves revision {theirs}, the others of its stage {ours}");
+                    member.complain(self.stage, complaint);
+                }
+            }
+        }
+        let status = FleetStatus { info: members.adopted.clone(), ready };
+        self.status.send_if_modified(|last| {
+            let changed = *last != status;
+            *last = status;
+            changed
+        });
+    }
+
+    fn join(&self, replica: Arc<Replica>) {
+        self.lock().list.push(Member { replica, up: None, complaint: None });
+    }
+
+    fn leave(&self, address: &Address) {
+        let mut members = self.lock();
+        members.list.retain(|m| m.replica.address() != address);
+        self.settle(&mut members);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Members> {
+        // Nothing that holds it can leave the members half changed.
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps one probe running for each address of the source.
+async fn follow(shared: Arc<Shared>, mut source: Source, connect_timeout: Duration) {
+    let mut probes = JoinSet::new();
+    let mut running: HashMap<Address, AbortHandle> = HashMap::new();
+    loop {
+        let wanted = source.current();
+        running.retain(|address, probe| {
+            let stays = wanted.contains(address);
+            if !stays {
+                probe.abort();
+                shared.leave(address);
+                info!(stage = %shared.stage, replica = %address, "replica was removed");
+            }
+            stays
+        });
+        for address in wanted {
+            if running.contains_key(&address) {
+                continue;
+            }
+            match Replica::new(address.clone(), connect_timeout).map(Arc::new) {
+                Ok(replica) => {
+                    shared.join(Arc::clone(&replica));
+                    running.insert(address, probes.spawn(probe::run(Arc::clone(&shared), replica)));
+                }
+                Err(error) => warn!(stage = %shared.stage, replica = %address, "not an address: {error}"),
+            }
+        }
+        source.changed().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

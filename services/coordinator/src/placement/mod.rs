@@ -1,0 +1,48 @@
+//! Which replica does what: a fleet per stage, fed by a source of addresses, that follows its replicas' health and
+//! gives each unit of work to the one with the least outstanding.
+
+mod fleet;
+mod info;
+mod probe;
+mod replica;
+mod source;
+
+pub use fleet::{Fleet, FleetStatus};
+pub use info::{Details, StageInfo};
+pub use replica::{Lease, Replica};
+pub use source::{Address, Source};
+
+use crate::config::Config;
+use sdxl_core::StageKind;
+
+/// The fleets of all stages.
+#[derive(Debug)]
+pub struct Fleets {
+    /// Prompts to embeddings.
+    pub text_encoder: Fleet,
+    /// Noise to latents.
+    pub base_unet: Fleet,
+    /// Latents to finer latents, where the cluster has that stage.
+    pub refiner: Option<Fleet>,
+    /// Latents to pictures.
+    pub vae: Fleet,
+}
+
+impl Fleets {
+    /// Starts to follow all replicas of `config`. Must be called in a tokio runtime; ends when dropped.
+    #[must_use]
+    pub fn start(config: &Config) -> Self {
+        let fleet = |stage, source: &Source| Fleet::start(stage, source.clone(), config.connect_timeout);
+        Self {
+            text_encoder: fleet(StageKind::TextEncoder, &config.text_encoder),
+            base_unet: fleet(StageKind::BaseUnet, &config.base_unet),
+            refiner: config.refiner.as_ref().map(|source| fleet(StageKind::Refiner, source)),
+            vae: fleet(StageKind::Vae, &config.vae),
+        }
+    }
+
+    /// Each fleet, in a request's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Fleet> {
+        [&self.text_encoder, &self.base_unet].into_iter().chain(&self.refiner).chain([&self.vae])
+    }
+}

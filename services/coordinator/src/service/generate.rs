@@ -1,0 +1,195 @@
+//! `ImageGenerationService`.
+
+use super::{known, record::Record};
+use crate::{
+    cluster::{Cluster, ModelState},
+    pipeline::{Events, GenerateError, Item, Outcome, Pipeline},
+    placement::Fleets,
+};
+use futures::Stream;
+use sdxl_core::{Plan, Violations};
+use sdxl_proto::{
+    MAX_MESSAGE_BYTES, convert,
+    status::status,
+    v1::{self, generate_stream_response::Event, image_generation_service_server::ImageGenerationService},
+};
+use sdxl_runtime::{Deadline, propagation};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::JoinSet,
+};
+use tonic::{Request, Response, Status};
+use tracing::{Instrument, Span, info_span};
+
+/// A part of an answer beside the pictures' bytes: timings and warnings are small.
+const ENVELOPE_BYTES: usize = 1024 * 1024;
+
+/// Requests to pictures.
+#[derive(Clone, Debug)]
+pub(crate) struct Generation {
+    fleets: Arc<Fleets>,
+    model: watch::Receiver<ModelState>,
+    slots: Arc<Semaphore>,
+    max_requests: usize,
+}
+
+impl Generation {
+    pub(crate) fn new(fleets: Arc<Fleets>, model: watch::Receiver<ModelState>, max_requests: usize) -> Self {
+        // A semaphore that counts further panics.
+        let max_requests = max_requests.min(Semaphore::MAX_PERMITS);
+        Self { fleets, model, slots: Arc::new(Semaphore::new(max_requests)), max_requests }
+    }
+
+    /// Makes a plan of the request, or says in its log line why there is none.
+    fn accept(&self, request: Request<v1::GenerateRequest>) -> Result<Accepted, GenerateError> {
+        let deadline = Deadline::from_metadata(request.metadata());
+        let mut record = Record::start(deadline);
+        match self.plan(request.into_inner()) {
+            Ok((plan, cluster, slot)) => {
+                record.planned(&plan);
+                let fleets = Arc::clone(&self.fleets);
+                Ok(Accepted { fleets, cluster, plan, deadline, record, _slot: slot })
+            }
+            Err(error) => {
+                record.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn plan(
+        &self,
+        request: v1::GenerateRequest,
+    ) -> Result<(Plan, Arc<Cluster>, OwnedSemaphorePermit), GenerateError> {
+        let slot = Arc::clone(&self.slots)
+            .try_acquire_owned()
+            .map_err(|_| GenerateError::TooManyRequests(self.max_requests))?;
+        let cluster = known(&self.model)?;
+        let mut violations = Violations::default();
+        let request = convert::generate_request(request, &mut violations);
+        let plan = Plan::new(&request, &cluster.info, violations, rand::random)?;
+        Ok((plan, cluster, slot))
+    }
+}
+
+/// A request with its plan.
+#[derive(Debug)]
+struct Accepted {
+    fleets: Arc<Fleets>,
+    cluster: Arc<Cluster>,
+    plan: Plan,
+    deadline: Option<Deadline>,
+    record: Record,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Accepted {
+    /// The pictures come out as events, the rest is returned.
+    async fn run(&mut self, events: &Events) -> Result<v1::GenerateSummary, GenerateError> {
+        let pipeline = Pipeline {
+            fleets: &self.fleets,
+            model: &self.cluster.info,
+            plan: &self.plan,
+            deadline: self.deadline,
+            events,
+        };
+        let outcome = pipeline.run().await.inspect_err(|error| self.record.failed(error))?;
+        self.record.done(&outcome);
+        let Outcome { timings, warnings } = outcome;
+        Ok(v1::GenerateSummary { timings, trace_id: propagation::trace_id(&Span::current()), warnings })
+    }
+}
+
+#[tonic::async_trait]
+impl ImageGenerationService for Generation {
+    type GenerateStreamStream = EventStream;
+
+    async fn generate(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<Response<v1::GenerateResponse>, Status> {
+        let span = info_span!("generate", pictures = tracing::field::Empty);
+        async {
+            let mut accepted = self.accept(request).map_err(|error| status(&error))?;
+            Span::current().record("pictures", accepted.plan.seeds.len());
+            let pictures = accepted.plan.seeds.len();
+            let (events, receiver) = Events::channel(accepted.plan.steps());
+            // The sender goes with the work, so that its end is the receiver's.
+            let work = Box::pin(async { accepted.run(&{ events }).await });
+            let result = tokio::try_join!(work, collect(receiver, pictures));
+            let (summary, images) = result.map_err(|error| {
+                accepted.record.failed(&error);
+                status(&error)
+            })?;
+            let v1::GenerateSummary { timings, trace_id, warnings } = summary;
+            Ok(Response::new(v1::GenerateResponse { images, timings, trace_id, warnings }))
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn generate_stream(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<Response<EventStream>, Status> {
+        let span = info_span!("generate", pictures = tracing::field::Empty);
+        let mut accepted = span.in_scope(|| self.accept(request)).map_err(|error| status(&error))?;
+        span.record("pictures", accepted.plan.seeds.len());
+        let (events, receiver) = Events::channel(accepted.plan.steps());
+        let mut work = JoinSet::new();
+        let task = async move {
+            let told = match accepted.run(&events).await {
+                Ok(summary) => events.summary(summary).await,
+                Err(error) => events.error(status(&error)).await,
+            };
+            // Told or not: nobody is left to hear of it.
+            drop(told);
+        };
+        work.spawn(Box::pin(task.instrument(span)));
+        Ok(Response::new(EventStream { receiver, _work: work }))
+    }
+}
+
+/// The pictures among the events, in the order of their seeds.
+async fn collect(mut events: mpsc::Receiver<Item>, pictures: usize) -> Result<Vec<v1::Image>, GenerateError> {
+    let limit = MAX_MESSAGE_BYTES - ENVELOPE_BYTES;
+    let mut images = vec![v1::Image::default(); pictures];
+    let mut bytes = 0;
+    while let Some(item) = events.recv().await {
+        let Ok(v1::GenerateStreamResponse {
+            event: Some(Event::Image(v1::GeneratedImage { image_index, image })),
+        }) = item
+        else {
+            continue;
+        };
+        let image = image.unwrap_or_default();
+        bytes += image.data.len();
+        if bytes > limit {
+            return Err(GenerateError::TooLarge { limit });
+        }
+        if let Some(place) = usize::try_from(image_index).ok().and_then(|index| images.get_mut(index)) {
+            *place = image;
+        }
+    }
+    Ok(images)
+}
+
+/// A request's events. When the caller goes away this is dropped, and with it the work.
+#[derive(Debug)]
+pub(crate) struct EventStream {
+    receiver: mpsc::Receiver<Item>,
+    _work: JoinSet<()>,
+}
+
+impl Stream for EventStream {
+    type Item = Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Item>> {
+        self.receiver.poll_recv(cx)
+    }
+}

@@ -1,0 +1,24 @@
+//! The public services.
+
+mod generate;
+mod model;
+mod record;
+
+pub(crate) use generate::Generation;
+pub(crate) use model::Model;
+
+use crate::{
+    cluster::{Cluster, ModelState},
+    pipeline::GenerateError,
+};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// The model, if it is known.
+fn known(model: &watch::Receiver<ModelState>) -> Result<Arc<Cluster>, GenerateError> {
+    match &*model.borrow() {
+        ModelState::Known(cluster) => Ok(Arc::clone(cluster)),
+        ModelState::Waiting(stages) => Err(GenerateError::Starting(stages.clone())),
+        ModelState::Contradiction(line) => Err(GenerateError::Contradiction(line.clone())),
+    }
+}

@@ -1,0 +1,12 @@
+//! The coordinator over fake stages, on real loopback sockets.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "tests")]
+
+mod cluster;
+mod fake;
+mod faults;
+mod health;
+mod model;
+mod placement;
+mod plans;
+mod replies;
+mod requests;
