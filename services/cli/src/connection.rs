@@ -1,0 +1,175 @@
+//! The way to a cluster, and what its errors mean to a person.
+
+use crate::{failure::Failure, generate::flag_of};
+use anyhow::anyhow;
+use clap::Args;
+use sdxl_core::ErrorClass;
+use sdxl_proto::status::class_of;
+use std::time::Duration;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A cluster that vanishes from the network is noticed within two of them.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Which cluster is asked.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct EndpointArgs {
+    /// The cluster's address
+    #[arg(
+        long,
+        env = "SDXL_ENDPOINT",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:50051",
+        value_parser = url
+    )]
+    pub(crate) endpoint: String,
+}
+
+/// An address with or without `http://`.
+fn url(text: &str) -> Result<String, String> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let parsed: tonic::transport::Uri = url.parse().map_err(|e| format!("{e}; such as http://host:50051"))?;
+    match (parsed.scheme_str(), parsed.host()) {
+        (Some("http"), Some(_)) => Ok(url),
+        (Some("https"), Some(_)) => Err("this client speaks no TLS yet; use http://".to_owned()),
+        _ => Err("not an address such as http://host:50051".to_owned()),
+    }
+}
+
+impl EndpointArgs {
+    /// Connects, within a few seconds.
+    pub(crate) async fn connect(&self) -> Result<Channel, Failure> {
+        let endpoint = Endpoint::from_shared(self.endpoint.clone())
+            .map_err(|e| Failure::bad_input(format!("--endpoint: {e}")))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE);
+        endpoint.connect().await.map_err(|error| {
+            let cause = root_cause(&error);
+            anyhow!(
+                "no cluster can be reached at {} ({cause}); start one with `sdxl up`, or name another with --endpoint",
+                self.endpoint
+            )
+            .into()
+        })
+    }
+
+    /// What `status`, which the cluster answered, means to the person at the command line.
+    pub(crate) fn explain(&self, status: &Status) -> Failure {
+        let message = status.message();
+        match class_of(status) {
+            ErrorClass::InvalidRequest => Failure::BadInput(violations(status)),
+            ErrorClass::FailedPrecondition if message.starts_with("refiner") => Failure::bad_input(format!(
+                "{message} (--refiner-split, --refiner-strength); `sdxl up --refiner DIR` starts a cluster with one"
+            )),
+            ErrorClass::Unavailable => anyhow!(
+                "the cluster at {} cannot serve this now: {message}; `sdxl model` tells what is ready, `sdxl up` \
+                 starts a cluster here",
+                self.endpoint
+            )
+            .into(),
+            ErrorClass::Overloaded => {
+                anyhow!("the cluster at {} is full: {message}; try again later", self.endpoint).into()
+            }
+            ErrorClass::DeadlineExceeded => anyhow!("not done within --timeout: {message}").into(),
+            _ => anyhow!("{}: {message}", status.code()).into(),
+        }
+    }
+}
+
+/// One line for each wrong field, with its flag in front.
+fn violations(status: &Status) -> Vec<String> {
+    let fields = status.get_details_bad_request().map(|b| b.field_violations).unwrap_or_default();
+    if fields.is_empty() {
+        return vec![status.message().to_owned()];
+    }
+    fields.into_iter().map(|v| format!("{}: {}", flag_of(&v.field), v.description)).collect()
+}
+
+/// The innermost error: "Connection refused" rather than "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sdxl_core::{FieldViolation, PlanError};
+
+    fn endpoint() -> EndpointArgs {
+        EndpointArgs { endpoint: "http://127.0.0.1:1".to_owned() }
+    }
+
+    fn text(failure: &Failure) -> String {
+        match failure {
+            Failure::BadInput(lines) => lines.join("\n"),
+            Failure::Failed(error) => error.to_string(),
+            Failure::Interrupted => String::new(),
+        }
+    }
+
+    #[test]
+    fn addresses_are_checked_before_use() {
+        assert_eq!(url("127.0.0.1:5"), Ok("http://127.0.0.1:5".to_owned()));
+        assert_eq!(url("http://host:5"), Ok("http://host:5".to_owned()));
+        for wrong in ["https://host:5", "http://", "", "ftp://host", "a b"] {
+            assert!(url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn each_wrong_field_has_a_line_with_its_flag() {
+        let violation = |field: &str, description: &str| FieldViolation {
+            field: field.to_owned(),
+            description: description.to_owned(),
+        };
+        let status = sdxl_proto::status::status(&PlanError::Invalid(vec![
+            violation("width", "100 is not a multiple of 8 in 64..=2048"),
+            violation("refiner.strength", "2 is not between 0 and 1, both excluded"),
+        ]));
+        let failure = endpoint().explain(&status);
+        assert_eq!(failure.code(), 2);
+        assert_eq!(
+            text(&failure),
+            "--width: 100 is not a multiple of 8 in 64..=2048\n\
+             --refiner-strength: 2 is not between 0 and 1, both excluded"
+        );
+        let bare = endpoint().explain(&Status::invalid_argument("no details"));
+        assert_eq!(text(&bare), "no details");
+    }
+
+    #[test]
+    fn a_cluster_that_cannot_serve_is_named_with_the_way_out() {
+        let failure = endpoint().explain(&Status::unavailable("vae: no replica is ready"));
+        assert_eq!(failure.code(), 1);
+        for part in ["http://127.0.0.1:1", "vae: no replica is ready", "sdxl up"] {
+            assert!(text(&failure).contains(part), "{part}");
+        }
+        let failure = endpoint().explain(&sdxl_proto::status::status(&PlanError::NoRefiner));
+        assert_eq!(failure.code(), 2);
+        assert!(text(&failure).contains("--refiner-split"), "{failure:?}");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_without_a_cluster_says_how_to_start_one() {
+        // A port that was free a moment ago.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let failure = EndpointArgs { endpoint: address.clone() }.connect().await.unwrap_err();
+        assert_eq!(failure.code(), 1);
+        for part in [address.as_str(), "refused", "sdxl up", "--endpoint"] {
+            assert!(text(&failure).contains(part), "{part}: {}", text(&failure));
+        }
+    }
+}
