@@ -1,0 +1,25 @@
+# Every target works on a clean Debian machine with Rust; what else it needs, it installs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.PHONY: run test lint bench help
+PROMPT ?= a photo of a cat
+
+run: ## Build, start every service here, make a picture through gRPC and say where it is (PROMPT="...")
+	cargo build --release --bins
+	services/cli/run.sh "$(PROMPT)"
+
+test: ## Install what the tests need and run them all
+	integration-tests/python/setup.sh
+	cargo build --workspace --bins
+	cargo test --workspace
+
+lint: ## Formatting, clippy, and who may import whom
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	.ci/cargo-deny check -A unused-wrapper -A license-not-encountered bans licenses sources
+
+bench: ## Full-size base UNet with random weights, beside diffusers in the same run (15 GB of disk, 24 GB of memory)
+	integration-tests/benches/run.sh
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

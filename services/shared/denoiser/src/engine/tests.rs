@@ -1,0 +1,135 @@
+use super::*;
+use sdxl_checkpoint::{RandomCheckpoint, Variant};
+use sdxl_core::StageKind;
+use sdxl_stage::conformance::{self, Samples};
+use std::{fs, path::Path};
+
+fn checkpoint() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    RandomCheckpoint::new(Variant::Pico, 3).write(folder.path(), &mut |_| {}).unwrap();
+    folder
+}
+
+fn load(kind: StageKind, path: &Path) -> anyhow::Result<DenoiserEngine> {
+    DenoiserEngine::load(kind, path, DType::F32, &Device::Cpu).map(|(engine, _)| engine)
+}
+
+/// A job of so many steps at a size that is no multiple of 64.
+fn job(engine: &DenoiserEngine, steps: u32, seed: u64) -> DenoiseJob {
+    let size = Size::new(64, 72);
+    let mut job = engine.warm_up_job();
+    (job.size, job.num_inference_steps, job.end_step) = (size, steps, steps);
+    job.start = DenoiseStart::Noise { seed };
+    job
+}
+
+fn bytes(latents: &Tensor) -> Vec<u8> {
+    latents.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+fn run(engine: &mut DenoiserEngine, job: DenoiseJob) -> (Vec<DenoiseEvent>, Tensor) {
+    let mut run = engine.begin(job).unwrap();
+    let mut events = Vec::new();
+    loop {
+        match engine.advance(&mut run).unwrap() {
+            Step::Continue(event) => events.push(event),
+            Step::Done(latents) => return (events, latents),
+        }
+    }
+}
+
+#[test]
+fn the_base_engine_conforms() {
+    let folder = checkpoint();
+    let mut engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
+    let sample = job(&engine, 3, 1);
+    let with = |change: &dyn Fn(&mut DenoiseJob)| {
+        let mut job = sample.clone();
+        change(&mut job);
+        job
+    };
+    let samples = Samples {
+        request: &|| sample.clone(),
+        other: &|| with(&|job| job.start = DenoiseStart::Noise { seed: 2 }),
+        wrong: &[
+            ("end_step", &|| with(&|job| job.end_step = 4)),
+            ("negative_conditioning", &|| with(&|job| job.negative_conditioning = None)),
+        ],
+    };
+    conformance::check(&mut engine, &samples, bytes).unwrap();
+}
+
+#[test]
+fn a_schedule_in_two_parts_is_the_schedule() {
+    let folder = checkpoint();
+    let mut engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
+    let whole = job(&engine, 4, 7);
+    let (events, latents) = run(&mut engine, whole.clone());
+    assert_eq!(latents.dims(), [4, 8, 9]);
+    assert_eq!(events.iter().map(|e| e.step).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert!(events.windows(2).all(|pair| pair[0].timestep > pair[1].timestep), "{events:?}");
+
+    let (_, half) = run(&mut engine, DenoiseJob { end_step: 2, ..whole.clone() });
+    let rest = DenoiseJob { begin_step: 2, start: DenoiseStart::Latents(half), ..whole };
+    assert_eq!(bytes(&run(&mut engine, rest).1), bytes(&latents));
+}
+
+#[test]
+fn absent_embeddings_are_zeros() {
+    let folder = checkpoint();
+    let mut engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
+    let absent = job(&engine, 2, 1);
+    let mut zeros = absent.clone();
+    let width = engine.info.cross_attention_dim as usize;
+    zeros.conditioning.prompt_embeds = Some(Tensor::zeros((77, width), DType::F16, &Device::Cpu).unwrap());
+    let latents = bytes(&run(&mut engine, absent).1);
+    assert_eq!(bytes(&run(&mut engine, zeros).1), latents);
+}
+
+#[test]
+fn nan_names_the_step() {
+    let folder = checkpoint();
+    let mut engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
+    let nan = |shape: &[usize]| Tensor::full(f32::NAN, shape, &Device::Cpu).unwrap();
+    let mut poisoned = job(&engine, 4, 1);
+    (poisoned.begin_step, poisoned.start) = (2, DenoiseStart::Latents(nan(&[4, 8, 9])));
+    let error = engine.begin(poisoned).unwrap_err();
+    assert_eq!(error.to_string(), "latents is not finite before step 2");
+
+    let mut poisoned = job(&engine, 4, 1);
+    let width = engine.info.cross_attention_dim as usize;
+    poisoned.conditioning.prompt_embeds = Some(nan(&[77, width]));
+    let mut run = engine.begin(poisoned).unwrap();
+    assert_eq!(engine.advance(&mut run).unwrap_err().to_string(), "latents is not finite after step 0");
+}
+
+#[test]
+fn the_refiner_needs_an_aesthetic_score() {
+    let folder = checkpoint();
+    let mut engine = load(StageKind::Refiner, &folder.path().join("refiner")).unwrap();
+    engine.warm_up().unwrap();
+    let mut request = job(&engine, 2, 1);
+    let (_, six) = run(&mut engine, request.clone());
+    request.conditioning.aesthetic_score = Some(2.0);
+    let (_, two) = run(&mut engine, request.clone());
+    assert_ne!(bytes(&six), bytes(&two), "the score must count");
+    request.conditioning.aesthetic_score = None;
+    let error = engine.begin(request).unwrap_err().to_string();
+    assert_eq!(error, "conditioning.aesthetic_score: absent; this denoiser requires one");
+}
+
+#[test]
+fn checkpoints_in_the_wrong_place_are_told() {
+    let folder = checkpoint();
+    let (base, refiner) = (folder.path().join("base"), folder.path().join("refiner"));
+    let error = load(StageKind::BaseUnet, &refiner).unwrap_err().to_string();
+    assert!(error.ends_with("this is a refiner; serve it with refiner"), "{error}");
+    let error = load(StageKind::Refiner, &base).unwrap_err().to_string();
+    assert!(error.ends_with("this is no refiner; serve it with base-unet"), "{error}");
+
+    // A refiner's UNet under a base's index.
+    fs::remove_dir_all(base.join("unet")).unwrap();
+    fs::rename(refiner.join("unet"), base.join("unet")).unwrap();
+    let error = load(StageKind::BaseUnet, &base).unwrap_err().to_string();
+    assert!(error.contains("unet/config.json: projection_class_embeddings_input_dim"), "{error}");
+}

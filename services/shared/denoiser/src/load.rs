@@ -1,0 +1,97 @@
+//! From a checkpoint folder to an engine, or to the reason why it is not one.
+
+use crate::DenoiserEngine;
+use anyhow::{Context, bail};
+use candle_core::{DType, Device};
+use sdxl_core::{DenoiserInfo, StageKind};
+use sdxl_models::{
+    PipelineDir, Weights,
+    unet::{Unet, UnetConfig},
+};
+use sdxl_stage::{Details, StageInfo};
+use std::path::Path;
+
+impl DenoiserEngine {
+    /// Loads the UNet of the checkpoint `path` as the stage `kind`.
+    ///
+    /// # Errors
+    /// Where a file or tensor is missing or wrong, or the checkpoint is for the other kind of denoiser; one line that
+    /// names the file.
+    pub fn load(
+        kind: StageKind,
+        path: &Path,
+        dtype: DType,
+        device: &Device,
+    ) -> anyhow::Result<(Self, StageInfo)> {
+        let dir = PipelineDir::open(path)?;
+        check_kind(kind, &dir)?;
+        let config_path = dir.unet().join("config.json");
+        let config = UnetConfig::open(&config_path)?;
+        check_time_ids(&dir, &config, &config_path)?;
+        let denoiser = describe(&dir, &config)?;
+        let revision = dir.revision(&["unet", "scheduler"])?;
+        let unet = Unet::new(&Weights::open(&dir.unet())?.var_builder(dtype, device), &config)?;
+        let info = StageInfo {
+            kind,
+            model: dir.name().to_owned(),
+            revision,
+            device: "cpu".to_owned(),
+            dtype,
+            details: Details::Denoiser(denoiser.clone()),
+        };
+        Ok((Self::new(unet, denoiser), info))
+    }
+}
+
+/// A base denoiser is asked by target size, a refiner by aesthetic score.
+fn check_kind(kind: StageKind, dir: &PipelineDir) -> anyhow::Result<()> {
+    let index = dir.root().join("model_index.json");
+    match (kind, dir.requires_aesthetics_score()) {
+        (StageKind::Refiner, true) | (StageKind::BaseUnet, false) => Ok(()),
+        (StageKind::Refiner, false) => bail!(
+            "{}: requires_aesthetics_score is false, so this is no refiner; serve it with base-unet",
+            index.display()
+        ),
+        (_, _) => bail!(
+            "{}: requires_aesthetics_score is true, so this is a refiner; serve it with refiner",
+            index.display()
+        ),
+    }
+}
+
+/// The width of the added embedding tells how many time ids the UNet was trained with, if the checkpoint's text
+/// encoder tells how wide the pooled text is. A folder with the UNet alone is taken at its word.
+fn check_time_ids(dir: &PipelineDir, config: &UnetConfig, config_path: &Path) -> anyhow::Result<()> {
+    let encoder = dir.text_encoder_2().text_encoder.join("config.json");
+    if !encoder.exists() {
+        return Ok(());
+    }
+    let pooled = sdxl_models::text::ClipTextConfig::load(&dir.text_encoder_2().text_encoder)?.projection_dim;
+    let time_ids = if dir.requires_aesthetics_score() { 5 } else { 6 };
+    let wanted = pooled + time_ids * config.addition_time_embed_dim;
+    let found = config.projection_class_embeddings_input_dim;
+    if found != wanted {
+        bail!(
+            "{}: projection_class_embeddings_input_dim is {found}, but {time_ids} time ids of {} features and pooled \
+             text of {pooled} take {wanted}",
+            config_path.display(),
+            config.addition_time_embed_dim
+        );
+    }
+    Ok(())
+}
+
+fn describe(dir: &PipelineDir, config: &UnetConfig) -> anyhow::Result<DenoiserInfo> {
+    let count = |n: usize| u32::try_from(n).context("unet/config.json: a width beyond 2^32");
+    let requires_aesthetics_score = dir.requires_aesthetics_score();
+    Ok(DenoiserInfo {
+        latent_channels: count(config.in_channels)?,
+        // diffusers' default.
+        sample_size: count(config.sample_size.unwrap_or(128))?,
+        requires_aesthetics_score,
+        cross_attention_dim: count(config.cross_attention_dim)?,
+        pooled_projection_dim: count(config.pooled_projection_dim(requires_aesthetics_score))?,
+        scheduler: dir.scheduler_config()?,
+        training_buckets: dir.training_buckets()?.unwrap_or_default(),
+    })
+}

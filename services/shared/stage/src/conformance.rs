@@ -1,0 +1,129 @@
+//! What every engine has to keep to, as a check that a stage's unit tests run on its own.
+
+use crate::engine::{Engine, EngineError, Step};
+
+/// Requests to check an engine with. Made anew for each run.
+pub struct Samples<'a, R> {
+    /// A right request, of several steps if the engine has steps.
+    pub request: &'a dyn Fn() -> R,
+    /// Another right one with another output.
+    pub other: &'a dyn Fn() -> R,
+    /// Wrong ones, and the field that is at fault in each.
+    pub wrong: &'a [(&'static str, &'a dyn Fn() -> R)],
+}
+
+/// No engine of ours needs as many steps for a sample.
+const MAX_STEPS: usize = 10_000;
+
+/// Checks that `engine` keeps the contract of [`Engine`]. `bytes` makes outputs comparable, bit for bit.
+///
+/// # Errors
+/// The promise that is broken, in a sentence.
+pub fn check<E: Engine>(
+    engine: &mut E,
+    samples: &Samples<'_, E::Request>,
+    bytes: impl Fn(&E::Output) -> Vec<u8>,
+) -> Result<(), String> {
+    engine.warm_up().map_err(|e| format!("warm_up failed: {e}"))?;
+    let alone = bytes(&run(engine, samples.request)?);
+    let other = bytes(&run(engine, samples.other)?);
+    ensure(alone != other, "two different requests must have different outputs, or nothing is checked here")?;
+    ensure(bytes(&run(engine, samples.request)?) == alone, "the same request twice gave two outputs")?;
+
+    let mut first = begin(engine, samples.request)?;
+    let mut second = begin(engine, samples.other)?;
+    let (mut outputs, mut steps) = ((None, None), 0);
+    while outputs.0.is_none() || outputs.1.is_none() {
+        steps += 1;
+        ensure(steps < MAX_STEPS, "a run does not end")?;
+        for (run, output) in [(&mut first, &mut outputs.0), (&mut second, &mut outputs.1)] {
+            if output.is_none() {
+                *output = advance(engine, run)?;
+            }
+        }
+    }
+    let interleaved = (outputs.0.as_ref().map(&bytes), outputs.1.as_ref().map(&bytes));
+    ensure(
+        interleaved == (Some(alone.clone()), Some(other)),
+        "by turns with another, a run gave another output",
+    )?;
+
+    let mut dropped = begin(engine, samples.other)?;
+    advance(engine, &mut dropped)?;
+    drop(dropped);
+    ensure(
+        bytes(&run(engine, samples.request)?) == alone,
+        "after a dropped run, another gave another output",
+    )?;
+
+    for (field, wrong) in samples.wrong {
+        match engine.begin(wrong()).map(drop) {
+            Err(EngineError::Invalid(violations)) if violations.iter().any(|v| v.field == *field) => {}
+            Err(error) => return Err(format!("a wrong {field} gave: {error}")),
+            Ok(()) => return Err(format!("a wrong {field} was accepted")),
+        }
+    }
+    ensure(
+        bytes(&run(engine, samples.request)?) == alone,
+        "after wrong requests, a right one gave another output",
+    )
+}
+
+fn run<E: Engine>(engine: &mut E, request: &dyn Fn() -> E::Request) -> Result<E::Output, String> {
+    let mut run = begin(engine, request)?;
+    for _ in 0..MAX_STEPS {
+        if let Some(output) = advance(engine, &mut run)? {
+            return Ok(output);
+        }
+    }
+    Err("a run does not end".to_owned())
+}
+
+fn begin<E: Engine>(engine: &mut E, request: &dyn Fn() -> E::Request) -> Result<E::Run, String> {
+    engine.begin(request()).map_err(|e| format!("a right request was refused: {e}"))
+}
+
+fn advance<E: Engine>(engine: &mut E, run: &mut E::Run) -> Result<Option<E::Output>, String> {
+    match engine.advance(run).map_err(|e| format!("a right request failed: {e}"))? {
+        Step::Continue(_) => Ok(None),
+        Step::Done(output) => Ok(Some(output)),
+    }
+}
+
+fn ensure(promise: bool, broken: &str) -> Result<(), String> {
+    if promise { Ok(()) } else { Err(broken.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::toy::{Toy, ToyEngine};
+    use std::time::Duration;
+
+    fn samples() -> Samples<'static, Toy> {
+        Samples { request: &|| Toy::Count(4), other: &|| Toy::Count(2), wrong: &[("toy", &|| Toy::Wrong)] }
+    }
+
+    #[test]
+    fn the_toy_conforms() {
+        let mut engine = ToyEngine::every(Duration::ZERO);
+        check(&mut engine, &samples(), |output| output.to_le_bytes().to_vec()).unwrap();
+    }
+
+    #[test]
+    fn what_does_not_conform_is_told() {
+        let mut engine = ToyEngine::every(Duration::ZERO);
+        let bytes = |output: &usize| output.to_le_bytes().to_vec();
+        let accepted = Samples { wrong: &[("toy", &|| Toy::Count(1))], ..samples() };
+        assert_eq!(check(&mut engine, &accepted, bytes).unwrap_err(), "a wrong toy was accepted");
+        let failing = Samples { other: &|| Toy::Fail, ..samples() };
+        let error = check(&mut engine, &failing, bytes).unwrap_err();
+        assert!(error.starts_with("a right request failed"), "{error}");
+        let forgetful = std::cell::Cell::new(0u8);
+        let error = check(&mut engine, &samples(), |_| {
+            forgetful.set(forgetful.get() + 1);
+            vec![forgetful.get()]
+        });
+        assert_eq!(error.unwrap_err(), "the same request twice gave two outputs");
+    }
+}

@@ -1,0 +1,202 @@
+//! A denoiser's work, and what is wrong with it.
+
+use super::NUM_TOKENS;
+use crate::engine::EngineError;
+use candle_core::Tensor;
+use sdxl_core::{
+    CropCoords, DenoiserInfo, Schedule, SchedulerConfig, Size, Violations,
+    size::{MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE},
+};
+use std::time::Duration;
+
+/// Noise to latents over a slice of a schedule. Tells a [`DenoiseEvent`] after each step and ends with latents
+/// `[4, height / 8, width / 8]` in f32.
+#[derive(Clone, Debug)]
+pub struct DenoiseJob {
+    /// Of the picture in pixels.
+    pub size: Size,
+    /// The schedule's kind and settings.
+    pub scheduler: SchedulerConfig,
+    /// Of the whole schedule.
+    pub num_inference_steps: u32,
+    /// First step to run.
+    pub begin_step: u32,
+    /// One past the last.
+    pub end_step: u32,
+    /// Guidance is on above 1.
+    pub guidance_scale: f32,
+    /// 0 for none.
+    pub guidance_rescale: f32,
+    /// The prompt's half.
+    pub conditioning: DenoiseConditioning,
+    /// The negative half; needed where guidance is on, unused where it is not.
+    pub negative_conditioning: Option<DenoiseConditioning>,
+    /// What the first step starts from.
+    pub start: DenoiseStart,
+}
+
+/// What one half of the batch is conditioned by.
+#[derive(Clone, Debug)]
+pub struct DenoiseConditioning {
+    /// `[77, cross_attention_dim]`; zeros where absent.
+    pub prompt_embeds: Option<Tensor>,
+    /// `[pooled_projection_dim]`; zeros where absent.
+    pub pooled_prompt_embeds: Option<Tensor>,
+    /// Size conditioning.
+    pub original_size: Size,
+    /// Crop conditioning.
+    pub crops_coords_top_left: CropCoords,
+    /// Size conditioning, for denoisers without an aesthetic score.
+    pub target_size: Option<Size>,
+    /// For denoisers that require one.
+    pub aesthetic_score: Option<f32>,
+}
+
+/// What a denoiser's first step starts from. Latents are `[4, height / 8, width / 8]`.
+#[derive(Clone, Debug)]
+pub enum DenoiseStart {
+    /// Pure noise: the first draw.
+    Noise {
+        /// Of torch's CPU generator.
+        seed: u64,
+    },
+    /// Latents as they are.
+    Latents(Tensor),
+    /// Clean latents, to be noised to the first step's level.
+    NoisedLatents {
+        /// The clean latents.
+        latents: Tensor,
+        /// Of torch's CPU generator.
+        seed: u64,
+        /// Tensors of this shape that the generator has drawn before.
+        draws_before: u32,
+    },
+}
+
+/// A step has been done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DenoiseEvent {
+    /// Its index in the whole schedule, from 0.
+    pub step: u32,
+    /// Where the network was asked.
+    pub timestep: f32,
+    /// On the device.
+    pub step_time: Duration,
+}
+
+/// The most draws that a generator may have to catch up on: each costs as much as the noise itself.
+const MAX_DRAWS_BEFORE: u32 = 16;
+
+impl DenoiseJob {
+    /// Checks everything against the denoiser that is to run it, and makes the schedule.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] with all wrong fields, as the protocol names them.
+    pub fn check(&self, denoiser: &DenoiserInfo) -> Result<Schedule, EngineError> {
+        let mut wrong = Violations::default();
+        for (field, side) in [("size.height", self.size.height), ("size.width", self.size.width)] {
+            if !(MIN_SIDE..=MAX_SIDE).contains(&side) || side % SIDE_MULTIPLE != 0 {
+                wrong.add(field, side, format!("a multiple of {SIDE_MULTIPLE} in {MIN_SIDE}..={MAX_SIDE}"));
+            }
+        }
+        let schedule = self.check_schedule(&mut wrong);
+        for (field, value) in
+            [("guidance_scale", self.guidance_scale), ("guidance_rescale", self.guidance_rescale)]
+        {
+            if !(value.is_finite() && value >= 0.0) {
+                wrong.add(field, value, "a finite number of at least 0");
+            }
+        }
+        self.conditioning.check("conditioning", denoiser, &mut wrong);
+        match &self.negative_conditioning {
+            Some(negative) => negative.check("negative_conditioning", denoiser, &mut wrong),
+            None if self.guidance_scale > 1.0 => {
+                let scale = self.guidance_scale;
+                wrong.push("negative_conditioning", format!("absent; guidance_scale {scale} needs it"));
+            }
+            None => {}
+        }
+        self.check_start(denoiser, &mut wrong);
+        match schedule {
+            Some(schedule) if wrong.is_empty() => Ok(schedule),
+            _ => Err(EngineError::Invalid(wrong.into_vec())),
+        }
+    }
+
+    fn check_schedule(&self, wrong: &mut Violations) -> Option<Schedule> {
+        let schedule = match Schedule::new(&self.scheduler, self.num_inference_steps) {
+            Ok(schedule) => schedule,
+            Err(error) => {
+                let violation = error.into_violation();
+                wrong.push(&violation.field, violation.description);
+                return None;
+            }
+        };
+        let (begin, end) = (self.begin_step as usize, self.end_step as usize);
+        if end > schedule.len() || end == 0 {
+            wrong.add("end_step", end, format!("in 1..={}, the schedule's length", schedule.len()));
+        } else if begin >= end {
+            wrong.add("begin_step", begin, format!("below end_step, which is {end}"));
+        }
+        Some(schedule)
+    }
+
+    fn check_start(&self, denoiser: &DenoiserInfo, wrong: &mut Violations) {
+        let wanted = self.latents_shape(denoiser);
+        match &self.start {
+            DenoiseStart::Noise { .. } => {
+                if self.begin_step != 0 {
+                    let begin = self.begin_step;
+                    wrong.push("noise", format!("begin_step is {begin}; only step 0 starts from pure noise"));
+                }
+            }
+            DenoiseStart::Latents(latents) => check_shape("latents", latents, &wanted, wrong),
+            DenoiseStart::NoisedLatents { latents, draws_before, .. } => {
+                check_shape("noised_latents.latents", latents, &wanted, wrong);
+                if *draws_before > MAX_DRAWS_BEFORE {
+                    let allowed = format!("in 0..={MAX_DRAWS_BEFORE}");
+                    wrong.add("noised_latents.noise.draws_before", draws_before, allowed);
+                }
+            }
+        }
+    }
+
+    /// `[channels, height / 8, width / 8]`.
+    #[must_use]
+    pub fn latents_shape(&self, denoiser: &DenoiserInfo) -> [usize; 3] {
+        let side = |pixels: u32| (pixels / SIDE_MULTIPLE) as usize;
+        [denoiser.latent_channels as usize, side(self.size.height), side(self.size.width)]
+    }
+}
+
+impl DenoiseConditioning {
+    fn check(&self, prefix: &str, denoiser: &DenoiserInfo, wrong: &mut Violations) {
+        let context = [NUM_TOKENS, denoiser.cross_attention_dim as usize];
+        if let Some(tensor) = &self.prompt_embeds {
+            check_shape(&format!("{prefix}.prompt_embeds"), tensor, &context, wrong);
+        }
+        if let Some(tensor) = &self.pooled_prompt_embeds {
+            let pooled = [denoiser.pooled_projection_dim as usize];
+            check_shape(&format!("{prefix}.pooled_prompt_embeds"), tensor, &pooled, wrong);
+        }
+        if denoiser.requires_aesthetics_score {
+            let field = format!("{prefix}.aesthetic_score");
+            match self.aesthetic_score {
+                None => wrong.push(&field, "absent; this denoiser requires one"),
+                Some(score) if !score.is_finite() => wrong.add(&field, score, "a finite number"),
+                Some(_) => {}
+            }
+        } else if self.target_size.is_none() {
+            wrong.push(&format!("{prefix}.target_size"), "absent; this denoiser requires it");
+        }
+    }
+}
+
+fn check_shape(field: &str, tensor: &Tensor, wanted: &[usize], wrong: &mut Violations) {
+    if tensor.dims() != wanted {
+        wrong.push(&format!("{field}.shape"), format!("{:?} is not {wanted:?}", tensor.dims()));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,21 @@
+//! What every stage has: the [`Engine`](engine::Engine) trait with its contract, the worker that owns the device and
+//! gives turns to the runs on it, the gRPC services over them, and a `main` in one call ([`serve`]).
+
+pub mod args;
+pub mod conformance;
+pub mod engine;
+pub mod error;
+pub mod grpc;
+pub mod info;
+pub mod jobs;
+pub mod serve;
+pub mod tensor;
+pub mod worker;
+
+#[cfg(test)]
+mod toy;
+
+pub use args::StageArgs;
+pub use engine::{Engine, EngineError, Step};
+pub use error::StageError;
+pub use info::{Details, StageInfo};

@@ -1,0 +1,204 @@
+use super::*;
+use crate::toy::{Toy, ToyEngine};
+use sdxl_core::{Classify, ErrorClass};
+use std::{
+    num::NonZeroUsize,
+    sync::mpsc::{Receiver, Sender},
+};
+
+struct Stepwise {
+    worker: WorkerHandle<ToyEngine>,
+    permits: Sender<()>,
+    log: Receiver<(usize, usize)>,
+}
+
+async fn stepwise(queue_depth: usize, max_active: usize) -> Stepwise {
+    let (engine, permits, log) = ToyEngine::stepwise();
+    let count = |n| NonZeroUsize::new(n).unwrap();
+    let args = WorkerArgs { queue_depth: count(queue_depth), max_active: count(max_active) };
+    let (worker, built) = spawn(args, move || Ok((engine, ()))).unwrap();
+    built.await.unwrap().unwrap();
+    Stepwise { worker, permits, log }
+}
+
+impl Stepwise {
+    fn submit(&self, toy: Toy) -> Events<ToyEngine> {
+        self.worker.submit(toy, None).unwrap()
+    }
+
+    /// Lets one more step be done.
+    fn step(&self) {
+        self.permits.send(()).unwrap();
+    }
+
+    async fn until(&self, queued: usize, active: usize) {
+        let mut load = self.worker.load();
+        let wanted = load.wait_for(|l| (l.queued, l.active) == (queued, active));
+        tokio::time::timeout(Duration::from_secs(5), wanted)
+            .await
+            .unwrap_or_else(|_| panic!("never {queued} queued and {active} active: {:?}", self.worker.load()))
+            .unwrap();
+    }
+}
+
+async fn last<T>(events: &mut mpsc::UnboundedReceiver<Result<T, StageError>>) -> Result<T, StageError> {
+    let mut last = None;
+    while let Some(event) = events.recv().await {
+        last = Some(event);
+    }
+    last.unwrap()
+}
+
+#[tokio::test]
+async fn a_run_tells_its_steps_and_its_times() {
+    let toy = stepwise(4, 1).await;
+    let mut events = toy.submit(Toy::Count(3));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    (0..3).for_each(|_| toy.step());
+    assert!(matches!(events.recv().await.unwrap().unwrap(), RunEvent::Started { .. }));
+    assert_eq!(events.recv().await.unwrap().unwrap(), RunEvent::Step(1));
+    assert_eq!(events.recv().await.unwrap().unwrap(), RunEvent::Step(2));
+    let RunEvent::Done(finished) = events.recv().await.unwrap().unwrap() else { panic!("not done") };
+    assert_eq!(finished.output, 30);
+    assert!(finished.run_time >= Duration::from_millis(15), "{finished:?}");
+    assert!(events.recv().await.is_none());
+    toy.until(0, 0).await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once() {
+    let toy = stepwise(2, 1).await;
+    let _running = toy.submit(Toy::Count(1));
+    toy.until(0, 1).await;
+    let _waiting = [toy.submit(Toy::Count(1)), toy.submit(Toy::Count(1))];
+    let error = toy.worker.submit(Toy::Count(1), None).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Overloaded);
+    assert!(error.retry_after().is_some());
+    toy.step();
+    toy.until(1, 1).await;
+    assert!(toy.worker.submit(Toy::Count(1), None).is_ok());
+}
+
+#[tokio::test]
+async fn who_hangs_up_while_waiting_makes_room() {
+    let toy = stepwise(1, 1).await;
+    let _running = toy.submit(Toy::Count(1));
+    toy.until(0, 1).await;
+    drop(toy.submit(Toy::Count(1)));
+    assert!(toy.worker.submit(Toy::Count(1), None).is_ok());
+}
+
+#[tokio::test]
+async fn a_caller_that_has_gone_frees_the_device_within_one_step() {
+    let toy = stepwise(4, 4).await;
+    let (gone, waiting) = (toy.submit(Toy::Count(1000)), toy.submit(Toy::Count(999)));
+    toy.until(0, 2).await;
+    toy.step();
+    drop((gone, waiting));
+    toy.step(); // at most this one is done for nobody
+    toy.worker.idle().await;
+    assert!(toy.log.try_iter().count() <= 2);
+}
+
+#[tokio::test]
+async fn turns_are_fair() {
+    let toy = stepwise(4, 2).await;
+    let mut long = toy.submit(Toy::Count(6));
+    toy.until(0, 1).await;
+    let mut short = toy.submit(Toy::Count(2));
+    let mut third = toy.submit(Toy::Count(1));
+    (0..9).for_each(|_| toy.step());
+    for (events, output) in [(&mut long, 60), (&mut short, 20), (&mut third, 10)] {
+        let RunEvent::Done(finished) = last(events).await.unwrap() else { panic!("not done") };
+        assert_eq!(finished.output, output);
+    }
+    let order: Vec<_> = (0..9).map(|_| toy.log.recv().unwrap()).collect();
+    let (long, short, third) = (6, 2, 1);
+    assert_eq!(
+        order,
+        [
+            (long, 1),
+            (long, 2),
+            (short, 1),
+            (long, 3),
+            (short, 2),
+            (long, 4),
+            (third, 1),
+            (long, 5),
+            (long, 6)
+        ],
+        "the third takes the second's place as soon as that is done, and nobody waits for the long one"
+    );
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_run_between_steps_and_a_waiting_request() {
+    let toy = stepwise(4, 1).await;
+    let deadline = Deadline::after(Duration::from_millis(50));
+    let mut running = toy.worker.submit(Toy::Count(1000), deadline).unwrap();
+    let mut waiting = toy.worker.submit(Toy::Count(1), deadline).unwrap();
+    toy.until(1, 1).await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    toy.step();
+    let error = last(&mut running).await.unwrap_err();
+    assert_eq!(error.to_string(), "the deadline passed after 1 steps");
+    assert_eq!(last(&mut waiting).await.unwrap_err().class(), ErrorClass::DeadlineExceeded);
+    toy.until(0, 0).await;
+}
+
+#[tokio::test]
+async fn an_error_ends_its_own_run_only() {
+    let toy = stepwise(4, 4).await;
+    let (mut failing, mut wrong) = (toy.submit(Toy::Fail), toy.submit(Toy::Wrong));
+    let mut right = toy.submit(Toy::Count(3));
+    (0..5).for_each(|_| toy.step());
+    let error = last(&mut failing).await.unwrap_err();
+    assert_eq!(
+        (error.class(), error.to_string().as_str()),
+        (ErrorClass::Internal, "latents is not finite after step 1")
+    );
+    let error = last(&mut wrong).await.unwrap_err();
+    assert_eq!((error.class(), error.violations()[0].field.as_str()), (ErrorClass::InvalidRequest, "toy"));
+    assert!(matches!(last(&mut right).await.unwrap(), RunEvent::Done(Finished { output: 30, .. })));
+}
+
+#[tokio::test]
+async fn a_panic_stops_the_worker_and_everyone_hears() {
+    let toy = stepwise(4, 2).await;
+    let (mut broken, mut beside) = (toy.submit(Toy::Panic), toy.submit(Toy::Count(9)));
+    let mut waiting = toy.submit(Toy::Count(9));
+    (0..3).for_each(|_| toy.step());
+    let error = last(&mut broken).await.unwrap_err();
+    assert_eq!(
+        (error.class(), error.to_string().as_str()),
+        (ErrorClass::Internal, "the engine failed: the toy is broken")
+    );
+    assert_eq!(last(&mut beside).await.unwrap_err().class(), ErrorClass::Unavailable);
+    assert_eq!(last(&mut waiting).await.unwrap_err().class(), ErrorClass::Unavailable);
+    toy.worker.load().wait_for(|l| l.phase == Phase::Failed).await.unwrap();
+    assert_eq!(toy.worker.submit(Toy::Count(1), None).unwrap_err().class(), ErrorClass::Unavailable);
+}
+
+#[tokio::test]
+async fn draining_finishes_what_is_there_and_takes_nothing_new() {
+    let toy = stepwise(4, 1).await;
+    let (mut running, mut waiting) = (toy.submit(Toy::Count(2)), toy.submit(Toy::Count(1)));
+    toy.worker.drain();
+    let refused = toy.worker.submit(Toy::Count(1), None).unwrap_err();
+    assert_eq!(refused.class(), ErrorClass::Unavailable);
+    (0..3).for_each(|_| toy.step());
+    assert!(last(&mut running).await.is_ok());
+    assert!(last(&mut waiting).await.is_ok());
+    toy.worker.load().wait_for(|l| l.phase == Phase::Ended).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_goes_wrong_in_building_is_told() {
+    let args = WorkerArgs { queue_depth: NonZeroUsize::MIN, max_active: NonZeroUsize::MIN };
+    let (worker, built) =
+        spawn::<ToyEngine, ()>(args, || anyhow::bail!("unet/config.json: no such file")).unwrap();
+    assert_eq!(built.await.unwrap().unwrap_err().to_string(), "unet/config.json: no such file");
+    assert_eq!(worker.load().borrow().phase, Phase::Failed);
+    let (_, built) = spawn::<ToyEngine, ()>(args, || panic!("broken")).unwrap();
+    assert_eq!(built.await.unwrap().unwrap_err().to_string(), "the engine panicked: broken");
+}
