@@ -1,7 +1,10 @@
 use crate::encode::encode;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
-use sdxl_core::{ImageFormat, StageKind, VaeInfo, Violations, size::{MAX_SIDE, SIDE_MULTIPLE}};
+use sdxl_core::{
+    ImageFormat, StageKind, VaeInfo, Violations,
+    size::{MAX_SIDE, SIDE_MULTIPLE},
+};
 use sdxl_models::{
     PipelineDir, Weights,
     vae::{VaeConfig, VaeDecoder, to_rgb8},
@@ -29,7 +32,10 @@ impl VaeEngine {
         let factor = config.vae_scale_factor();
         if factor != SIDE_MULTIPLE as usize {
             let path = dir.vae().join("config.json");
-            bail!("{}: block_out_channels compresses {factor}-fold; SDXL's latents are an 8th", path.display());
+            bail!(
+                "{}: block_out_channels compresses {factor}-fold; SDXL's latents are an 8th",
+                path.display()
+            );
         }
         let dtype = config.compute_dtype(dtype);
         let weights = Weights::open(&dir.vae())?;

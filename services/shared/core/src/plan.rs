@@ -227,7 +227,7 @@ impl Plan {
         let steps = or_default(refiner.num_inference_steps, steps);
         let second = Slice::whole(&info.scheduler, request.scheduler, steps, field, violations);
         let ((mut base, base_schedule), (mut second, schedule)) = (base?, second?);
-        match refiner.mode? {
+        match refiner.mode.filter(RefinerMode::is_fraction)? {
             RefinerMode::DenoisingSplit(split) => {
                 base.end_step = count(base_schedule.split(as_written(split)));
                 second.begin_step = count(schedule.split(as_written(split)));

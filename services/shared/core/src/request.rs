@@ -87,6 +87,15 @@ pub enum RefinerMode {
     Strength(f32),
 }
 
+impl RefinerMode {
+    /// Whether its number lies between 0 and 1, both excluded, as it must.
+    #[must_use]
+    pub fn is_fraction(&self) -> bool {
+        let (Self::DenoisingSplit(fraction) | Self::Strength(fraction)) = *self;
+        fraction > 0.0 && fraction < 1.0
+    }
+}
+
 /// How pictures are encoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ImageFormat {

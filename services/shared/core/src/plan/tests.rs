@@ -170,6 +170,14 @@ fn modes_that_leave_a_stage_without_steps_are_refused() {
 }
 
 #[test]
+fn a_mode_outside_its_range_is_named_once() {
+    for fraction in [0.0, 1.0, -0.25, f32::NAN] {
+        assert_eq!(fields(&refine(RefinerMode::DenoisingSplit(fraction))), ["refiner.denoising_split"]);
+        assert_eq!(fields(&refine(RefinerMode::Strength(fraction))), ["refiner.strength"]);
+    }
+}
+
+#[test]
 fn a_refiner_that_is_not_there_is_a_failed_precondition() {
     let model = ModelInfo { refiner: None, ..model() };
     let request = refine(RefinerMode::Strength(0.3));

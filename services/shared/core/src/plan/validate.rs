@@ -107,15 +107,15 @@ fn micro_conditioning(request: &GenerateRequest, violations: &mut Violations) {
 }
 
 fn refiner_fields(refiner: &RefinerRequest, violations: &mut Violations) {
-    let (field, fraction) = match refiner.mode {
-        None => {
-            violations.push("refiner.mode", "nothing is set; one of denoising_split and strength is needed");
-            return;
-        }
-        Some(RefinerMode::DenoisingSplit(split)) => ("refiner.denoising_split", split),
-        Some(RefinerMode::Strength(strength)) => ("refiner.strength", strength),
+    let Some(mode) = refiner.mode else {
+        violations.push("refiner.mode", "nothing is set; one of denoising_split and strength is needed");
+        return;
     };
-    if !(fraction > 0.0 && fraction < 1.0) {
+    if !mode.is_fraction() {
+        let (field, fraction) = match mode {
+            RefinerMode::DenoisingSplit(split) => ("refiner.denoising_split", split),
+            RefinerMode::Strength(strength) => ("refiner.strength", strength),
+        };
         violations.add(field, fraction, "between 0 and 1, both excluded");
     }
     if refiner.num_inference_steps > MAX_STEPS {
