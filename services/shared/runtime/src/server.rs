@@ -43,10 +43,10 @@ pub enum ServerError {
     #[error("the listener has no address: {0}")]
     Address(io::Error),
     /// The compiled descriptors are not descriptors.
-    #[error("cannot set up reflection: {0}")]
+    #[error("cannot set up reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// Accepting connections failed.
-    #[error("serving failed: {0}")]
+    #[error("serving failed")]
     Serve(#[from] tonic::transport::Error),
 }
 

@@ -140,6 +140,8 @@ async fn the_deadline_is_deadline_exceeded_and_not_cancelled() {
 async fn a_taken_address_is_named() {
     let first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let address = first.local_addr().unwrap();
-    let error = bind(address).await.unwrap_err().to_string();
-    assert!(error.starts_with(&format!("cannot listen on {address}: ")), "{error}");
+    let error = anyhow::Error::from(bind(address).await.unwrap_err());
+    let line = format!("{error:#}");
+    assert!(line.starts_with(&format!("cannot listen on {address}: ")), "{line}");
+    assert_eq!(line.matches("in use").count(), 1, "the reason is told once: {line}");
 }

@@ -1,0 +1,143 @@
+//! A whole cluster of real processes on loopback.
+
+use crate::{
+    client::Clients,
+    made::Made,
+    process::{Server, Starting},
+};
+use std::{path::PathBuf, time::Duration};
+use tonic_health::pb::health_check_response::ServingStatus;
+
+/// How long a cluster may take from its start to its being ready, on a busy machine.
+const READY: Duration = Duration::from_secs(120);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// The base's pipeline folder.
+    pub base: PathBuf,
+    /// The refiner's pipeline folder.
+    pub refiner: Option<PathBuf>,
+    /// How many base UNets.
+    pub base_unets: usize,
+    /// How many VAEs.
+    pub vaes: usize,
+    /// Further flags of every denoiser.
+    pub denoiser_flags: Vec<String>,
+}
+
+impl ClusterConfig {
+    /// One replica of each stage for a checkpoint.
+    #[must_use]
+    pub fn new(made: &Made) -> Self {
+        Self {
+            base: made.base(),
+            refiner: Some(made.refiner()),
+            base_unets: 1,
+            vaes: 1,
+            denoiser_flags: Vec::new(),
+        }
+    }
+}
+
+/// A running cluster. All its processes end when it is dropped or the test process ends.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Where requests go.
+    pub coordinator: Server,
+    /// The text encoder.
+    pub text_encoder: Server,
+    /// The base UNets.
+    pub base_unets: Vec<Server>,
+    /// The refiner, if there is one.
+    pub refiner: Option<Server>,
+    /// The VAEs.
+    pub vaes: Vec<Server>,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until it is ready.
+    ///
+    /// # Panics
+    /// Where a process does not start, or the cluster does not get ready in time; with what all processes wrote.
+    #[must_use]
+    pub fn start(config: &ClusterConfig) -> Self {
+        let text_encoder = Starting::spawn("sdxl-text-encoder", text_encoder_args(config));
+        let mut denoiser = denoiser_args(&config.base, &config.denoiser_flags);
+        let base_unets: Vec<_> =
+            (0..config.base_unets).map(|_| Starting::spawn("sdxl-base-unet", &denoiser)).collect();
+        let refiner = config.refiner.as_ref().map(|folder| {
+            denoiser = denoiser_args(folder, &config.denoiser_flags);
+            Starting::spawn("sdxl-refiner", &denoiser)
+        });
+        let vae_args = ["--model".to_owned(), config.base.display().to_string()];
+        let vaes: Vec<_> = (0..config.vaes).map(|_| Starting::spawn("sdxl-vae", &vae_args)).collect();
+
+        let text_encoder = text_encoder.listening();
+        let base_unets: Vec<_> = base_unets.into_iter().map(Starting::listening).collect();
+        let refiner = refiner.map(Starting::listening);
+        let vaes: Vec<_> = vaes.into_iter().map(Starting::listening).collect();
+        let mut flags = Vec::new();
+        let mut point_at = |flag: &str, servers: &[&Server]| {
+            let addresses: Vec<_> = servers.iter().map(|s| s.address()).collect();
+            flags.extend([flag.to_owned(), addresses.join(",")]);
+        };
+        point_at("--text-encoder", &[&text_encoder]);
+        point_at("--base-unet", &base_unets.iter().collect::<Vec<_>>());
+        point_at("--vae", &vaes.iter().collect::<Vec<_>>());
+        if let Some(refiner) = &refiner {
+            point_at("--refiner", &[refiner]);
+        }
+        let coordinator = Server::start("sdxl-coordinator", &flags);
+        let cluster = Self { coordinator, text_encoder, base_unets, refiner, vaes };
+        assert!(cluster.is_ready(READY), "not ready after {READY:?}\n{}", cluster.stderr());
+        cluster
+    }
+
+    /// Clients of the coordinator. To be called inside a tokio runtime.
+    #[must_use]
+    pub fn clients(&self) -> Clients {
+        Clients::new(self.coordinator.address())
+    }
+
+    /// Every process.
+    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+        [&self.coordinator, &self.text_encoder]
+            .into_iter()
+            .chain(&self.base_unets)
+            .chain(&self.refiner)
+            .chain(&self.vaes)
+    }
+
+    /// What all processes have written to stderr.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.servers().map(Server::stderr).collect()
+    }
+
+    /// Waits for the coordinator's health to say that the cluster serves. Works inside and outside a tokio runtime.
+    #[must_use]
+    pub fn is_ready(&self, limit: Duration) -> bool {
+        let address = self.coordinator.address().to_owned();
+        let waiting = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async { Clients::new(&address).becomes(ServingStatus::Serving, limit).await })
+        });
+        waiting.join().expect("waiting does not panic")
+    }
+}
+
+fn text_encoder_args(config: &ClusterConfig) -> Vec<String> {
+    let mut args = vec!["--base".to_owned(), config.base.display().to_string()];
+    if let Some(refiner) = &config.refiner {
+        args.extend(["--refiner".to_owned(), refiner.display().to_string()]);
+    }
+    args
+}
+
+fn denoiser_args(model: &std::path::Path, flags: &[String]) -> Vec<String> {
+    let mut args = vec!["--model".to_owned(), model.display().to_string()];
+    args.extend_from_slice(flags);
+    args
+}

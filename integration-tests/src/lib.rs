@@ -1,0 +1,17 @@
+//! What the tests of whole clusters share: checkpoints made from a seed, real server processes, golden results and
+//! ways to break a checkpoint. Imports anything, is imported by nothing.
+
+pub mod altered;
+pub mod client;
+pub mod cluster;
+pub mod golden;
+pub mod made;
+pub mod picture;
+pub mod process;
+
+pub use altered::Altered;
+pub use client::{Clients, fox, refused_fields};
+pub use cluster::{Cluster, ClusterConfig};
+pub use made::Made;
+pub use picture::{Difference, Picture};
+pub use process::Server;

@@ -1,0 +1,134 @@
+//! `sdxl`, as a person uses it.
+
+use integration_tests::{Made, Picture, process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// `sdxl up`, ready.
+struct Up {
+    child: Child,
+    address: String,
+}
+
+impl Up {
+    fn start() -> Self {
+        let made = Made::pico();
+        let mut command = process::command("sdxl", ["up", "--listen", "127.0.0.1:0"]);
+        command.arg("--base").arg(made.base()).arg("--refiner").arg(made.refiner());
+        command.args(["--replicas", "base-unet=2"]).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim_end().strip_prefix("ready ").unwrap_or_else(|| panic!("{line:?}")).to_owned();
+        Self { child, address }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap()
+    }
+
+    /// The processes that it has started.
+    fn children(&self) -> Vec<Pid> {
+        let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+        let child_of = |path: std::path::PathBuf| {
+            let pid: i32 = path.file_name()?.to_str()?.parse().ok()?;
+            // PID (NAME) STATE PARENT …
+            let stat = fs::read_to_string(path.join("stat")).ok()?;
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+            (parent == self.child.id().to_string()).then(|| Pid::from_raw(pid))?
+        };
+        processes.filter_map(child_of).collect()
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn sdxl(args: &[&str]) -> Command {
+    process::command("sdxl", args)
+}
+
+/// Waits until none of `processes` is there any more.
+fn all_gone(processes: &[Pid], limit: Duration) -> bool {
+    let end = Instant::now() + limit;
+    while Instant::now() < end {
+        if processes.iter().all(|pid| test_kill_process(*pid).is_err()) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+#[test]
+fn up_and_generate_make_a_picture() {
+    let up = Up::start();
+    assert_eq!(up.children().len(), 6, "five kinds of service, one of them twice");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("fox.png");
+    let name = file.to_str().unwrap();
+    let small = ["--width", "72", "--height", "64", "--steps", "4", "--seed", "5", "--refiner-split", "0.5"];
+    let args = [&["generate", "a red fox", "--endpoint", &up.address, "-o", name], &small[..]].concat();
+    let output = process::run(sdxl(&args), LIMIT);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(Picture::open(&file).size(), (64, 72));
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(name), "it says where the picture is: {said}");
+}
+
+#[test]
+fn ctrl_c_stops_every_service() {
+    let mut up = Up::start();
+    let children = up.children();
+    kill_process(up.pid(), Signal::INT).unwrap();
+    let status = process::wait(&mut up.child, Duration::from_secs(15)).expect("sdxl up ends");
+    assert!(all_gone(&children, Duration::from_secs(1)), "after its end ({status}) no child is left");
+}
+
+#[test]
+fn when_up_is_killed_no_service_is_left() {
+    let mut up = Up::start();
+    let children = up.children();
+    assert_eq!(children.len(), 6);
+    up.child.kill().unwrap();
+    up.child.wait().unwrap();
+    assert!(all_gone(&children, Duration::from_secs(10)));
+}
+
+#[test]
+fn wrong_flags_are_named() {
+    for (args, flag) in [
+        (&["generate", "a fox", "--width", "wide"][..], "--width"),
+        (&["generate", "a fox", "--scheduler", "magic"], "--scheduler"),
+        (&["up", "--replicas", "unet=2"], "--replicas"),
+        (&["up", "--base", "/nowhere"], "--base"),
+    ] {
+        let output = process::run(sdxl(args), LIMIT);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {complaint}");
+        assert!(complaint.contains(flag), "{args:?}: {complaint}");
+    }
+}
+
+/// What the cluster refuses is bad input too, and is told in the words of the command line.
+#[test]
+fn values_that_the_cluster_refuses_are_named() {
+    let up = Up::start();
+    let output =
+        process::run(sdxl(&["generate", "a fox", "--width", "100", "--endpoint", &up.address]), LIMIT);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{complaint}");
+    assert!(complaint.contains("--width") && complaint.contains("100"), "{complaint}");
+}
