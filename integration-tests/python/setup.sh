@@ -3,7 +3,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 venv=$(cd "$here/../.." && pwd)/.venv
-if cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
+if cmp -s "$here/requirements.txt" "$venv/installed.txt" && "$venv/bin/python" -c "" 2>/dev/null; then
     exit 0
 fi
 # Debian ships Python without what `python3 -m venv` needs.

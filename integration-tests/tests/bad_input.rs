@@ -60,14 +60,6 @@ fn cases() -> Vec<Case> {
         (with(|r| r.negative_target_size = Some(nothing)), "negative_target_size.height", &["0 ", "1..="]),
         (with(|r| r.crops_coords_top_left = Some(far)), "crops_coords_top_left.left", &["70000", "0..="]),
         (with(|r| r.prompt = "x".repeat(40_000)), "prompt", &["40000", "32768"]),
-        (
-            with(|r| {
-                let kind = SchedulerKind::Ddim.into();
-                r.scheduler = Some(Scheduler { kind, use_karras_sigmas: Some(true), ..Default::default() });
-            }),
-            "scheduler.use_karras_sigmas",
-            &["true", "false"],
-        ),
     ]
 }
 

@@ -3,11 +3,11 @@
 #   services/cli/run.sh "PROMPT" [sdxl generate's other flags]
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../.." && pwd)"
-bin="$root/target/release"
+bin="${CARGO_TARGET_DIR:-$root/target}/release"
 out="$root/out"
 mkdir -p "$out"
 
-exec {cluster}< <(exec "$bin/sdxl" up --listen 127.0.0.1:0)
+exec {cluster}< <(exec "$bin/sdxl" up --listen 127.0.0.1:0 --log warn)
 pid=$!
 stop() {
     kill "$pid" 2>/dev/null || true

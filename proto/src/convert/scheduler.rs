@@ -49,27 +49,11 @@ impl From<&SchedulerConfig> for v1::SchedulerConfig {
     }
 }
 
-/// The longest training schedule that is taken off the wire.
-const MAX_TRAIN_TIMESTEPS: u32 = 100_000;
-
 impl TryFrom<&v1::SchedulerConfig> for SchedulerConfig {
     type Error = WireError;
 
     fn try_from(config: &v1::SchedulerConfig) -> Result<Self, WireError> {
-        if let Some(n) = config.num_train_timesteps.filter(|n| !(2..=MAX_TRAIN_TIMESTEPS).contains(n)) {
-            let description = format!("{n} is not in 2..={MAX_TRAIN_TIMESTEPS}");
-            return Err(WireError::new("scheduler.num_train_timesteps", description));
-        }
-        for (field, value) in [
-            ("scheduler.beta_start", config.beta_start),
-            ("scheduler.beta_end", config.beta_end),
-            ("scheduler.clip_sample_range", config.clip_sample_range),
-        ] {
-            if let Some(value) = value.filter(|v| !(v.is_finite() && *v > 0.0)) {
-                return Err(WireError::new(field, format!("{value} is not a finite number above 0")));
-            }
-        }
-        Ok(Self {
+        Self {
             kind: required::<v1::SchedulerKind, _>("scheduler.kind", config.kind)?,
             num_train_timesteps: config.num_train_timesteps,
             beta_start: config.beta_start,
@@ -93,7 +77,9 @@ impl TryFrom<&v1::SchedulerConfig> for SchedulerConfig {
             set_alpha_to_one: config.set_alpha_to_one,
             clip_sample: config.clip_sample,
             clip_sample_range: config.clip_sample_range,
-        })
+        }
+        .check()
+        .map_err(|error| WireError::new("scheduler", error.to_string()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sdxl_core::StageKind;
+use sdxl_core::plan::MAX_IMAGES;
 use sdxl_proto::{
     convert::stage_kind,
     v1::{GenerateProgress, Stage},
@@ -27,7 +28,7 @@ impl Progress {
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bars = MultiProgress::with_draw_target(target);
         let style = style("{prefix}{spinner} {msg}");
-        let pictures = (0..num_images.max(1))
+        let pictures = (0..num_images.clamp(1, MAX_IMAGES))
             .map(|index| {
                 let bar = bars.add(ProgressBar::new(0).with_style(style.clone()));
                 if num_images > 1 {

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::console;
 use anyhow::{anyhow, bail};
+use sdxl_proto::v1::{GetModelRequest, model_service_client::ModelServiceClient};
 use std::{
     collections::BTreeSet,
     future::Future,
@@ -17,7 +18,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant as TokioInstant, interval_at, sleep, timeout},
 };
-use tonic::transport::Endpoint;
+use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -72,7 +73,13 @@ impl Cluster {
         let address = process.address();
         self.processes.push(process);
         let address = unless_one_ends(&mut self.exits, address).await?;
-        unless_one_ends(&mut self.exits, serving(address.clone())).await?;
+        let fits = async {
+            tokio::select! {
+                () = serving(address.clone()) => Ok(()),
+                why = contradiction(address.clone()) => Err(anyhow!(why)),
+            }
+        };
+        unless_one_ends(&mut self.exits, fits).await??;
         self.serving = true;
         console::result(format_args!("ready {address}"));
         self.watch().await
@@ -198,6 +205,21 @@ async fn serving(address: String) {
             && answer.into_inner().status() == ServingStatus::Serving
         {
             return;
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Waits until the coordinator at `address` says that its stages can never serve together, and why: they were started
+/// from checkpoints that do not fit each other.
+async fn contradiction(address: String) -> String {
+    let Ok(endpoint) = Endpoint::from_shared(address) else { return std::future::pending().await };
+    let mut client = ModelServiceClient::new(endpoint.connect_lazy());
+    loop {
+        if let Ok(Err(status)) = timeout(REMINDER, client.get_model(GetModelRequest {})).await
+            && status.code() == Code::FailedPrecondition
+        {
+            return status.message().to_owned();
         }
         sleep(POLL).await;
     }

@@ -117,7 +117,7 @@ impl Shared {
             .list
             .iter()
             .enumerate()
-            .filter(|(_, m)| m.up.as_ref().is_some_and(|info| info.revision == adopted.revision))
+            .filter(|(_, m)| m.up.as_ref().is_some_and(|info| info.computes_as(&adopted)))
             .filter(|(_, m)| !tried.iter().any(|t| Arc::ptr_eq(t, &m.replica)))
             .min_by_key(|(i, m)| (m.replica.outstanding(), (i + count - turn % count) % count))
             .map(|(i, m)| (i, Arc::clone(&m.replica)))?;
@@ -163,9 +163,8 @@ impl Shared {
 
     /// Which revision is served, and by how many.
     fn settle(&self, members: &mut Members) {
-        let serves = |m: &Member, revision: &str| m.up.as_ref().is_some_and(|i| i.revision == revision);
-        let kept =
-            members.adopted.as_ref().is_some_and(|a| members.list.iter().any(|m| serves(m, &a.revision)));
+        let serves = |m: &Member, a: &StageInfo| m.up.as_ref().is_some_and(|i| i.computes_as(a));
+        let kept = members.adopted.as_ref().is_some_and(|a| members.list.iter().any(|m| serves(m, a)));
         if !kept && let Some(first) = members.list.iter().find_map(|m| m.up.clone()) {
             members.adopted = Some(first);
         }
@@ -173,12 +172,17 @@ impl Shared {
         if let Some(adopted) = &members.adopted {
             for member in &mut members.list {
                 let Some(info) = &member.up else { continue };
-                if info.revision == adopted.revision {
+                if info.computes_as(adopted) {
                     ready += 1;
                     member.complaint = None;
                 } else {
-                    let (theirs, ours) = (&info.revision, &adopted.revision);
-                    let complaint = format!("it serves revision {theirs}, the others of its stage {ours}");
+                    let complaint = format!(
+                        "it serves revision {} in {}, the others of its stage {} in {}",
+                        info.revision,
+                        info.dtype.as_str_name(),
+                        adopted.revision,
+                        adopted.dtype.as_str_name()
+                    );
                     member.complain(self.stage, complaint);
                 }
             }

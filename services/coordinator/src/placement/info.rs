@@ -40,6 +40,12 @@ pub enum Details {
 }
 
 impl StageInfo {
+    /// Whether both give the same bytes for the same work, on the same kind of device.
+    #[must_use]
+    pub fn computes_as(&self, other: &Self) -> bool {
+        (&self.revision, self.dtype, &self.details) == (&other.revision, other.dtype, &other.details)
+    }
+
     /// Checks an answer of `GetStage` from a replica that should be of `stage`.
     ///
     /// # Errors

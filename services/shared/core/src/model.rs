@@ -2,7 +2,7 @@
 
 use crate::{
     scheduler::SchedulerConfig,
-    size::{SDXL_BUCKETS, Size},
+    size::{MAX_SIDE, MIN_SIDE, SDXL_BUCKETS, SIDE_MULTIPLE, Size},
 };
 use std::fmt;
 
@@ -114,10 +114,11 @@ pub struct ModelInfo {
 }
 
 impl ModelInfo {
-    /// The picture made where a request names no size.
+    /// The picture made where a request names no size: the UNet's `sample_size`, within what is served.
     #[must_use]
     pub fn default_size(&self) -> Size {
-        let side = self.base.sample_size * self.vae.vae_scale_factor;
+        let side = self.base.sample_size.saturating_mul(self.vae.vae_scale_factor).clamp(MIN_SIDE, MAX_SIDE);
+        let side = side - side % SIDE_MULTIPLE;
         Size::new(side, side)
     }
 

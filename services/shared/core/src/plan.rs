@@ -232,19 +232,6 @@ impl Plan {
                 base.end_step = count(base_schedule.split(as_written(split)));
                 second.begin_step = count(schedule.split(as_written(split)));
                 second.start = Start::Latents;
-                if base.end_step == 0 || second.begin_step == second.end_step {
-                    violations.push(
-                        "refiner.denoising_split",
-                        format!(
-                            "{split} leaves {} of {} steps to the base and {} of {} to the refiner; each needs at \
-                             least one",
-                            base.end_step,
-                            base_schedule.len(),
-                            second.end_step - second.begin_step,
-                            schedule.len()
-                        ),
-                    );
-                }
             }
             RefinerMode::Strength(strength) => {
                 second.begin_step = count(schedule.first_step_of_strength(steps, as_written(strength)));

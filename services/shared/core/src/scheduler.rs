@@ -210,7 +210,7 @@ impl SchedulerConfig {
             Some("DDIMScheduler") => SchedulerKind::Ddim,
             _ => SchedulerKind::Euler,
         };
-        Ok(Self {
+        Self {
             kind,
             num_train_timesteps: file.num_train_timesteps,
             beta_start: file.beta_start,
@@ -225,7 +225,32 @@ impl SchedulerConfig {
             set_alpha_to_one: file.set_alpha_to_one,
             clip_sample: file.clip_sample,
             clip_sample_range: file.clip_sample_range,
-        })
+        }
+        .check()
+    }
+
+    /// Checks the numbers, so that every schedule made of them is finite.
+    ///
+    /// # Errors
+    /// The first key that is out of range, its value and the range.
+    pub fn check(self) -> Result<Self, SchedulerConfigError> {
+        let out_of_range =
+            |key, value: String, supported| Err(SchedulerConfigError::Unsupported { key, value, supported });
+        if let Some(n) = self.num_train_timesteps.filter(|n| !(2..=100_000).contains(n)) {
+            return out_of_range("num_train_timesteps", n.to_string(), "2..=100000");
+        }
+        if let Some(n) = self.steps_offset.filter(|n| *n > 1000) {
+            return out_of_range("steps_offset", n.to_string(), "0..=1000");
+        }
+        for (key, beta) in [("beta_start", self.beta_start), ("beta_end", self.beta_end)] {
+            if let Some(beta) = beta.filter(|b| !(*b > 0.0 && *b < 1.0)) {
+                return out_of_range(key, beta.to_string(), "between 0 and 1, both excluded");
+            }
+        }
+        if let Some(range) = self.clip_sample_range.filter(|r| !(r.is_finite() && *r > 0.0)) {
+            return out_of_range("clip_sample_range", range.to_string(), "a finite number above 0");
+        }
+        Ok(self)
     }
 
     /// Length of the training schedule: 1000 where not set.
@@ -262,5 +287,22 @@ mod tests {
         assert_eq!(error.to_string(), "use_beta_sigmas = true is not supported; supported: false");
         let error = SchedulerConfig::from_json(r#"{"beta_schedule": "sigmoid"}"#).unwrap_err().to_string();
         assert!(error.contains("sigmoid") && error.contains("scaled_linear"), "{error}");
+    }
+
+    #[test]
+    fn numbers_without_a_schedule_are_named() {
+        for (key, value) in [
+            ("num_train_timesteps", "0"),
+            ("num_train_timesteps", "1"),
+            ("num_train_timesteps", "200000"),
+            ("steps_offset", "4294967295"),
+            ("beta_start", "0.0"),
+            ("beta_end", "1.5"),
+            ("clip_sample_range", "-1.0"),
+        ] {
+            let error =
+                SchedulerConfig::from_json(&format!("{{\"{key}\": {value}}}")).unwrap_err().to_string();
+            assert!(error.starts_with(key) && error.contains("supported"), "{error}");
+        }
     }
 }

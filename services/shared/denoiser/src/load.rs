@@ -6,6 +6,7 @@ use candle_core::{DType, Device};
 use sdxl_core::{DenoiserInfo, StageKind};
 use sdxl_models::{
     PipelineDir, Weights,
+    text::ClipTextConfig,
     unet::{Unet, UnetConfig},
 };
 use sdxl_stage::{Details, StageInfo};
@@ -27,7 +28,7 @@ impl DenoiserEngine {
         check_kind(kind, &dir)?;
         let config_path = dir.unet().join("config.json");
         let config = UnetConfig::open(&config_path)?;
-        check_time_ids(&dir, &config, &config_path)?;
+        check_widths(&dir, &config, &config_path)?;
         let denoiser = describe(&dir, &config)?;
         let revision = dir.revision(&["unet", "scheduler"])?;
         let unet = Unet::new(&Weights::open(&dir.unet())?.var_builder(dtype, device), &config)?;
@@ -59,14 +60,15 @@ fn check_kind(kind: StageKind, dir: &PipelineDir) -> anyhow::Result<()> {
     }
 }
 
-/// The width of the added embedding tells how many time ids the UNet was trained with, if the checkpoint's text
-/// encoder tells how wide the pooled text is. A folder with the UNet alone is taken at its word.
-fn check_time_ids(dir: &PipelineDir, config: &UnetConfig, config_path: &Path) -> anyhow::Result<()> {
+/// The UNet's widths are those of the checkpoint's text encoders: its context theirs side by side, its added embedding
+/// the pooled text with as many time ids as it was trained with. A folder with the UNet alone is taken at its word.
+fn check_widths(dir: &PipelineDir, config: &UnetConfig, config_path: &Path) -> anyhow::Result<()> {
     let encoder = dir.text_encoder_2().text_encoder.join("config.json");
     if !encoder.exists() {
         return Ok(());
     }
-    let pooled = sdxl_models::text::ClipTextConfig::load(&dir.text_encoder_2().text_encoder)?.projection_dim;
+    let second = ClipTextConfig::load(&dir.text_encoder_2().text_encoder)?;
+    let pooled = second.projection_dim;
     let time_ids = if dir.requires_aesthetics_score() { 5 } else { 6 };
     let wanted = pooled + time_ids * config.addition_time_embed_dim;
     let found = config.projection_class_embeddings_input_dim;
@@ -77,6 +79,19 @@ fn check_time_ids(dir: &PipelineDir, config: &UnetConfig, config_path: &Path) ->
             config_path.display(),
             config.addition_time_embed_dim
         );
+    }
+    let first = dir.text_encoder().map(|encoder| encoder.text_encoder.join("config.json"));
+    if let Some(first) = first.filter(|first| !dir.requires_aesthetics_score() && first.exists()) {
+        let first = ClipTextConfig::load(first.parent().unwrap_or(dir.root()))?;
+        let (found, wanted) = (config.cross_attention_dim, first.hidden_size + second.hidden_size);
+        if found != wanted {
+            bail!(
+                "{}: cross_attention_dim is {found}, but the text encoders' hidden_size are {} and {}, together {wanted}",
+                config_path.display(),
+                first.hidden_size,
+                second.hidden_size
+            );
+        }
     }
     Ok(())
 }

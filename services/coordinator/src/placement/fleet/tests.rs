@@ -84,7 +84,7 @@ async fn another_revision_waits_until_the_first_is_gone() {
     }
     assert_eq!(
         shared.lock().list[0].complaint.as_deref(),
-        Some("it serves revision new, the others of its stage old")
+        Some("it serves revision new in D_TYPE_F32, the others of its stage old in D_TYPE_F32")
     );
     shared.down(&replicas[1], "test");
     shared.down(&replicas[2], "test");

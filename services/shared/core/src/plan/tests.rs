@@ -159,14 +159,20 @@ fn descriptions_hold_value_and_range() {
 }
 
 #[test]
-fn modes_that_leave_a_stage_without_steps_are_refused() {
-    let mut request = refine(RefinerMode::DenoisingSplit(0.001));
-    assert_eq!(fields(&request), ["refiner.denoising_split"]);
-    request.refiner = Some(RefinerRequest::default());
-    assert_eq!(fields(&request), ["refiner.mode"]);
+fn a_split_may_leave_a_stage_without_steps_as_in_diffusers() {
+    let plan_of = |split| plan(&refine(RefinerMode::DenoisingSplit(split))).unwrap();
+    let (early, late) = (plan_of(0.001), plan_of(0.9999));
+    assert_eq!((early.base.steps(), early.refiner.unwrap().steps()), (0, 50));
+    assert_eq!((late.base.steps(), late.refiner.unwrap().steps()), (50, 0));
+}
+
+#[test]
+fn a_strength_of_less_than_a_step_is_refused() {
     let mut request = refine(RefinerMode::Strength(0.05));
     request.num_inference_steps = 10;
     assert_eq!(fields(&request), ["refiner.strength"]);
+    request.refiner = Some(RefinerRequest::default());
+    assert_eq!(fields(&request), ["refiner.mode"]);
 }
 
 #[test]

@@ -5,7 +5,6 @@ use crate::{
     error::Violations,
     model::ModelInfo,
     request::{GenerateRequest, RefinerMode, RefinerRequest},
-    scheduler::SchedulerKind,
     size::{CropCoords, MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Size},
 };
 
@@ -39,7 +38,6 @@ pub(super) fn fields(request: &GenerateRequest, model: &ModelInfo, violations: &
     if request.quality > 100 {
         violations.add("quality", request.quality, "in 0..=100");
     }
-    scheduler(request, violations);
     micro_conditioning(request, violations);
     if let Some(refiner) = &request.refiner {
         refiner_fields(refiner, violations);
@@ -64,16 +62,6 @@ fn prompts(request: &GenerateRequest, violations: &mut Violations) {
 fn not_negative(field: &str, value: Option<f32>, violations: &mut Violations) {
     if let Some(value) = value.filter(|v| !(v.is_finite() && *v >= 0.0)) {
         violations.add(field, value, "a finite number of at least 0");
-    }
-}
-
-fn scheduler(request: &GenerateRequest, violations: &mut Violations) {
-    if let Some(scheduler) = request.scheduler
-        && scheduler.kind == Some(SchedulerKind::Ddim)
-        && scheduler.use_karras_sigmas == Some(true)
-    {
-        violations
-            .push("scheduler.use_karras_sigmas", "true is not served with SCHEDULER_KIND_DDIM, only false");
     }
 }
 
@@ -125,6 +113,12 @@ fn refiner_fields(refiner: &RefinerRequest, violations: &mut Violations) {
             format!("in 1..={MAX_STEPS}"),
         );
     }
-    not_negative("refiner.aesthetic_score", refiner.aesthetic_score, violations);
-    not_negative("refiner.negative_aesthetic_score", refiner.negative_aesthetic_score, violations);
+    for (field, score) in [
+        ("refiner.aesthetic_score", refiner.aesthetic_score),
+        ("refiner.negative_aesthetic_score", refiner.negative_aesthetic_score),
+    ] {
+        if let Some(score) = score.filter(|s| !s.is_finite()) {
+            violations.add(field, score, "a finite number");
+        }
+    }
 }

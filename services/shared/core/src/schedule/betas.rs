@@ -3,21 +3,13 @@
 use crate::scheduler::{BetaSchedule, SchedulerConfig, SchedulerKind};
 
 /// The running product of `1 - beta` over the training timesteps, in f32 as diffusers stores it.
-#[expect(clippy::cast_possible_truncation, reason = "rounded to f32 where diffusers stores f32")]
 pub(super) fn alphas_cumprod(config: &SchedulerConfig) -> Vec<f32> {
     let mut betas = betas(config);
     let zero_snr = config.rescale_betas_zero_snr.unwrap_or(false);
     if zero_snr {
         rescale_zero_terminal_snr(&mut betas);
     }
-    let mut product = 1.0_f64;
-    let mut cumprod: Vec<f32> = betas
-        .iter()
-        .map(|beta| {
-            product *= f64::from(1.0 - beta);
-            product as f32
-        })
-        .collect();
+    let mut cumprod = products(&betas);
     // Euler's first sigma would be infinite; diffusers puts f16's smallest number there.
     if zero_snr
         && config.kind == SchedulerKind::Euler
@@ -26,6 +18,17 @@ pub(super) fn alphas_cumprod(config: &SchedulerConfig) -> Vec<f32> {
         *last = 2.0_f32.powi(-24);
     }
     cumprod
+}
+
+/// `torch.cumprod(1 - betas)`: multiplied in double precision, stored in single.
+#[expect(clippy::cast_possible_truncation, reason = "rounded to f32 where diffusers stores f32")]
+fn products(betas: &[f32]) -> Vec<f32> {
+    let mut product = 1.0_f64;
+    let next = |beta: &f32| {
+        product *= f64::from(1.0 - beta);
+        product as f32
+    };
+    betas.iter().map(next).collect()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "rounded to f32 where diffusers stores f32")]
@@ -57,14 +60,7 @@ fn linspace(start: f32, end: f32, n: u32) -> Vec<f32> {
 /// Shifts and stretches the square roots of the running product so that the last is 0 and the first stays
 /// (Lin et al. 2024, algorithm 1).
 fn rescale_zero_terminal_snr(betas: &mut [f32]) {
-    let mut product = 1.0_f32;
-    let mut roots: Vec<f32> = betas
-        .iter()
-        .map(|beta| {
-            product *= 1.0 - beta;
-            product.sqrt()
-        })
-        .collect();
+    let mut roots: Vec<f32> = products(betas).iter().map(|product| product.sqrt()).collect();
     let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else { return };
     for root in &mut roots {
         *root = (*root - last) * (first / (first - last));

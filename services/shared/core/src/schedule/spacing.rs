@@ -9,7 +9,7 @@ pub(super) fn timesteps(spacing: TimestepSpacing, train: u32, steps: u32, steps_
     match spacing {
         TimestepSpacing::Leading => {
             let ratio = train / steps;
-            (0..steps).rev().map(|i| f64::from(i * ratio + steps_offset)).collect()
+            (0..steps).rev().map(|i| f64::from(i * ratio) + f64::from(steps_offset)).collect()
         }
         TimestepSpacing::Linspace => {
             let step = if steps > 1 { last / (count - 1.0) } else { 0.0 };

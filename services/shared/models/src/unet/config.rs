@@ -231,7 +231,15 @@ impl UnetConfig {
     /// What cannot be built, or would panic or divide by zero in building.
     fn contradictions(&self, path: &Path) -> Result<(), ModelError> {
         let wrong = |key: &str, why: String| Err(ModelError::contradicting(path, key, why));
-        for (channels, heads) in self.block_out_channels.iter().zip(&self.num_attention_heads) {
+        if self.in_channels != self.out_channels {
+            let (taken, given) = (self.in_channels, self.out_channels);
+            return wrong("out_channels", format!("{given} channels come out where {taken} go in"));
+        }
+        let last = self.block_out_channels.len() - 1;
+        for (i, (channels, heads)) in
+            self.block_out_channels.iter().zip(&self.num_attention_heads).enumerate()
+        {
+            let attends = i == last || self.down_attention[i] || self.up_attention[last - i];
             if self.norm_num_groups == 0 || *channels == 0 || !channels.is_multiple_of(self.norm_num_groups) {
                 let groups = self.norm_num_groups;
                 return wrong(
@@ -239,7 +247,7 @@ impl UnetConfig {
                     format!("{groups} groups do not divide {channels} channels"),
                 );
             }
-            if *heads == 0 || !channels.is_multiple_of(*heads) {
+            if attends && (*heads == 0 || !channels.is_multiple_of(*heads)) {
                 return wrong(
                     "attention_head_dim",
                     format!("{heads} heads do not divide {channels} channels"),
@@ -395,7 +403,7 @@ mod tests {
     fn names_what_contradicts() {
         let cases: [(&str, Value, &str); 5] = [
             ("attention_head_dim", vec![5, 10].into(), "attention_head_dim: 2 values for 3 blocks"),
-            ("attention_head_dim", 7.into(), "attention_head_dim: 7 heads do not divide 320 channels"),
+            ("attention_head_dim", 7.into(), "attention_head_dim: 7 heads do not divide 640 channels"),
             ("norm_num_groups", 33.into(), "norm_num_groups: 33 groups"),
             ("block_out_channels", vec![320, 640].into(), "down_block_types: 3 blocks for 2"),
             (

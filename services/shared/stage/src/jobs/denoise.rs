@@ -21,7 +21,7 @@ pub struct DenoiseJob {
     pub num_inference_steps: u32,
     /// First step to run.
     pub begin_step: u32,
-    /// One past the last.
+    /// One past the last; the first itself where there is none, which gives what it would start from.
     pub end_step: u32,
     /// Guidance is on above 1.
     pub guidance_scale: f32,
@@ -133,10 +133,10 @@ impl DenoiseJob {
             }
         };
         let (begin, end) = (self.begin_step as usize, self.end_step as usize);
-        if end > schedule.len() || end == 0 {
-            wrong.add("end_step", end, format!("in 1..={}, the schedule's length", schedule.len()));
-        } else if begin >= end {
-            wrong.add("begin_step", begin, format!("below end_step, which is {end}"));
+        if end > schedule.len() {
+            wrong.add("end_step", end, format!("in 0..={}, the schedule's length", schedule.len()));
+        } else if begin > end {
+            wrong.add("begin_step", begin, format!("in 0..={end}, which is end_step"));
         }
         Some(schedule)
     }

@@ -28,7 +28,8 @@ impl Stepwise {
 
     /// Lets one more step be done.
     fn step(&self) {
-        self.permits.send(()).unwrap();
+        // An engine that has panicked takes no more.
+        let _ = self.permits.send(());
     }
 
     async fn until(&self, queued: usize, active: usize) {
@@ -92,8 +93,8 @@ async fn who_hangs_up_while_waiting_makes_room() {
 async fn a_caller_that_has_gone_frees_the_device_within_one_step() {
     let toy = stepwise(4, 4).await;
     let (gone, waiting) = (toy.submit(Toy::Count(1000)), toy.submit(Toy::Count(999)));
+    toy.step(); // the second may have come while the first was at its first step
     toy.until(0, 2).await;
-    toy.step();
     drop((gone, waiting));
     toy.step(); // at most this one is done for nobody
     toy.worker.idle().await;
@@ -113,22 +114,14 @@ async fn turns_are_fair() {
         assert_eq!(finished.output, output);
     }
     let order: Vec<_> = (0..9).map(|_| toy.log.recv().unwrap()).collect();
+    let at = |run: usize, step: usize| order.iter().position(|done| *done == (run, step)).unwrap();
     let (long, short, third) = (6, 2, 1);
-    assert_eq!(
-        order,
-        [
-            (long, 1),
-            (long, 2),
-            (short, 1),
-            (long, 3),
-            (short, 2),
-            (long, 4),
-            (third, 1),
-            (long, 5),
-            (long, 6)
-        ],
-        "the third takes the second's place as soon as that is done, and nobody waits for the long one"
-    );
+    assert_eq!(order[0], (long, 1));
+    // Whether the short one came before or during the long one's first step, it had every other turn from then on, and
+    // the third took its place as soon as it was done.
+    assert!(at(short, 1) <= 2 && at(short, 2) - at(short, 1) == 2, "{order:?}");
+    assert!(at(third, 1) - at(short, 2) <= 2, "{order:?}");
+    assert_eq!(order[8], (long, 6));
 }
 
 #[tokio::test]

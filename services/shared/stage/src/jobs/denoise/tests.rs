@@ -64,14 +64,13 @@ fn a_right_job_passes() {
 #[test]
 fn each_wrong_field_is_named() {
     type Change = fn(&mut DenoiseJob);
-    let cases: [(&str, Change); 16] = [
+    let cases: [(&str, Change); 15] = [
         ("size.height", |j| j.size.height = 60),
         ("size.width", |j| j.size.width = 4096),
         ("num_inference_steps", |j| j.num_inference_steps = 0),
         ("num_inference_steps", |j| j.num_inference_steps = 1001),
         ("end_step", |j| j.end_step = 11),
-        ("end_step", |j| j.end_step = 0),
-        ("begin_step", |j| (j.begin_step, j.start) = (10, DenoiseStart::Latents(zeros(&[4, 8, 16])))),
+        ("begin_step", |j| (j.begin_step, j.start) = (11, DenoiseStart::Latents(zeros(&[4, 8, 16])))),
         ("noise", |j| j.begin_step = 3),
         ("guidance_scale", |j| j.guidance_scale = f32::NAN),
         ("guidance_rescale", |j| j.guidance_rescale = -0.1),
