@@ -11,7 +11,7 @@ run: ## Build, start every service here, make a picture through gRPC and say whe
 test: ## Install what the tests need and run them all
 	integration-tests/python/setup.sh
 	cargo build --workspace --bins
-	cargo test --workspace
+	cargo test --workspace --no-fail-fast
 
 lint: ## Formatting, clippy, and who may import whom
 	cargo fmt --all --check

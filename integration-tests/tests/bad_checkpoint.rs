@@ -89,7 +89,7 @@ fn base_unet() {
             },
             Fault {
                 break_it: |a| a.set("unet/config.json", "cross_attention_dim", json!(48)),
-                words: &["unet/", "[64, 64]", "[64, 48]"],
+                words: &["unet/config.json", "cross_attention_dim is 48", "32 and 32, together 64"],
             },
             Fault {
                 break_it: |a| a.set("unet/config.json", "attention_head_dim", json!([3, 5, 7])),
