@@ -49,7 +49,7 @@ fn main() {
 /// The checkpoint, made once: 5.1 GB in float16.
 fn checkpoint() -> PathBuf {
     let folder = process::target_dir().join("bench/sdxl");
-    if !folder.join("base/model_index.json").exists() {
+    if !folder.join("base/scheduler/scheduler_config.json").exists() {
         eprintln!("making random weights of SDXL's full size in {} ...", folder.display());
         let args = [
             "random",
@@ -60,7 +60,7 @@ fn checkpoint() -> PathBuf {
             "--dtype",
             "f16",
             "--only",
-            "unet",
+            "unet,scheduler",
             "--no-refiner",
         ];
         let mut command = Command::new(process::binary("sdxl-checkpoint"));
@@ -76,7 +76,10 @@ fn ours(checkpoint: &Path) -> Figures {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let clients = Clients::new(server.address());
-        assert!(clients.becomes(ServingStatus::Serving, READY).await, "{}", server.stderr());
+        while !clients.becomes(ServingStatus::Serving, Duration::from_secs(5)).await {
+            let ended = server.wait(Duration::ZERO).is_some();
+            assert!(!ended && began.elapsed() < READY, "it does not get ready:\n{}", server.stderr());
+        }
         let load_s = began.elapsed().as_secs_f64();
         let info =
             clients.stage().get_stage(v1::GetStageRequest {}).await.expect("a ready stage").into_inner();
