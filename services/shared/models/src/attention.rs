@@ -1,7 +1,12 @@
 //! Scaled dot-product attention (Vaswani et al. 2017) that never holds a large score matrix.
 
 use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
-use candle_nn::{Linear, VarBuilder, linear, linear_no_bias, ops::softmax_last_dim};
+use candle_nn::{VarBuilder, ops::softmax_last_dim};
+
+use crate::{
+    autograd,
+    linear::{Linear, linear, linear_no_bias},
+};
 
 /// The most scores held at once. A 2048 x 2048 picture has 10 heads of 16384 x 16384 scores in one UNet layer, 10.7 GB;
 /// query rows beyond what fits here are done in turn.
@@ -53,6 +58,9 @@ impl Attention {
     /// `x` `[B, S, C]` attends to `context` `[B, T, D]`.
     pub(crate) fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (x.apply(&self.to_q)?, context.apply(&self.to_k)?, context.apply(&self.to_v)?);
+        if let Some(precision) = autograd::wanted(&[&q, &k, &v]) {
+            return autograd::attend([&q, &k, &v], self.heads, false, precision)?.apply(&self.to_out);
+        }
         // Half precision gains nothing on the CPU.
         let upcast = self.upcast || matches!(x.device(), Device::Cpu);
         let dtype = if upcast { DType::F32 } else { x.dtype() };

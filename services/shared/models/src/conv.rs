@@ -2,22 +2,25 @@
 
 mod kernel;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use kernel::Convolve;
+
+use crate::autograd;
 
 /// The most scratch that one convolution asks of candle at once. On devices without a kernel of ours candle lays out
 /// the whole im2col matrix: 4.8 GB for SDXL's last decoder block at 1024 x 1024. Rows beyond what fits are computed in
 /// bands.
 const SCRATCH_BYTES: usize = 256 << 20;
 
-/// A square convolution with bias, padded to keep the size at stride 1; `weight` `[C_out, C_in, k, k]`.
+/// A square convolution with bias, mostly padded to keep the size at stride 1; `weight` `[C_out, C_in, k, k]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Conv2d {
     weight: Tensor,
     /// `[1, C_out, 1, 1]`.
     bias: Tensor,
     stride: usize,
+    padding: usize,
     scratch_bytes: usize,
 }
 
@@ -27,7 +30,7 @@ impl Conv2d {
         let [c_in, c_out] = channels;
         let weight = vb.get((c_out, c_in, kernel, kernel), "weight")?;
         let bias = vb.get(c_out, "bias")?.reshape((1, c_out, 1, 1))?;
-        Ok(Self { weight, bias, stride: 1, scratch_bytes: SCRATCH_BYTES })
+        Ok(Self { weight, bias, stride: 1, padding: kernel / 2, scratch_bytes: SCRATCH_BYTES })
     }
 
     /// Loads a 3 x 3 convolution that halves the size, rounding up.
@@ -35,8 +38,30 @@ impl Conv2d {
         Ok(Self { stride: 2, ..Self::load(vb, [channels, channels], 3)? })
     }
 
+    /// Loads a 3 x 3 convolution that halves the size of what its caller has padded, rounding down.
+    pub(crate) fn load_halving_unpadded(vb: &VarBuilder<'_>, channels: usize) -> Result<Self> {
+        Ok(Self { padding: 0, ..Self::load_halving(vb, channels)? })
+    }
+
     /// `[B, C_in, H, W]` to `[B, C_out, H, W]`, or half that size where it halves.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(precision) = autograd::wanted(&[x, &self.weight]) {
+            let bias = self.bias.flatten_all()?;
+            return autograd::conv2d(x, [&self.weight, &bias], self.stride, self.padding, precision);
+        }
+        self.by_kernel(x)
+    }
+
+    /// [`Conv2d::forward`], each channel of each item shifted by `shift` `[B, C_out]`.
+    pub(crate) fn forward_shifted(&self, x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+        let Some(precision) = autograd::wanted(&[x, shift, &self.weight]) else {
+            return self.by_kernel(x)?.broadcast_add(&shift.unsqueeze(D::Minus1)?.unsqueeze(D::Minus1)?);
+        };
+        let bias = shift.broadcast_add(&self.bias.flatten_all()?)?;
+        autograd::conv2d(x, [&self.weight, &bias], self.stride, self.padding, precision)
+    }
+
+    fn by_kernel(&self, x: &Tensor) -> Result<Tensor> {
         if matches!(x.device(), Device::Cpu) {
             return self.on_cpu(x);
         }
@@ -45,7 +70,7 @@ impl Conv2d {
 
     /// The kernel computes in f32 whatever the type.
     fn on_cpu(&self, x: &Tensor) -> Result<Tensor> {
-        let op = Convolve { stride: self.stride, padding: self.padding()? };
+        let op = Convolve { stride: self.stride, padding: self.padding };
         let single = |x: &Tensor| x.to_dtype(DType::F32)?.contiguous();
         let bias = self.bias.flatten_all()?;
         single(x)?.apply_op3_no_bwd(&single(&self.weight)?, &single(&bias)?, &op)?.to_dtype(x.dtype())
@@ -65,18 +90,14 @@ impl Conv2d {
         Ok(out)
     }
 
-    fn padding(&self) -> Result<usize> {
-        Ok(self.weight.dim(3)? / 2)
-    }
-
     fn whole(&self, x: &Tensor) -> Result<Tensor> {
-        x.conv2d(&self.weight, self.padding()?, self.stride, 1, 1)
+        x.conv2d(&self.weight, self.padding, self.stride, 1, 1)
     }
 
     /// Rows `row..row + rows` of the result, from as many input rows and the halo that the kernel reaches over. The
     /// padding of the cut edges makes rows that are cut off again.
     fn band(&self, x: &Tensor, row: usize, rows: usize) -> Result<Tensor> {
-        let halo = self.padding()?;
+        let halo = self.padding;
         let first = row.saturating_sub(halo);
         let end = (row + rows + halo).min(x.dim(2)?);
         self.whole(&x.narrow(2, first, end - first)?)?.narrow(2, row - first, rows)
@@ -121,5 +142,16 @@ mod tests {
         let conv = Conv2d::load_halving(&seeded::weights(), 4).unwrap();
         let x = Tensor::zeros((1, 4, 9, 6), DType::F32, &Device::Cpu).unwrap();
         assert_eq!(conv.forward(&x).unwrap().dims(), [1, 4, 5, 3]);
+    }
+
+    #[test]
+    fn what_is_not_padded_is_halved_downwards() {
+        let conv = Conv2d::load_halving_unpadded(&seeded::weights(), 4).unwrap();
+        let x = Tensor::randn(0f32, 1.0, (2, 4, 9, 6), &Device::Cpu).unwrap();
+        let got = conv.forward(&x).unwrap();
+        assert_eq!(got.dims(), [2, 4, 4, 2]);
+        let plain = conv.by_tensor_operations(&x).unwrap();
+        let worst = (got - plain).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(worst <= 1e-6, "{worst}");
     }
 }

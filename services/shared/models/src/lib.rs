@@ -2,6 +2,7 @@
 //! files; nothing here is asynchronous or knows of gRPC.
 
 mod attention;
+pub mod autograd;
 pub mod checkpoint;
 pub mod config;
 mod conv;
@@ -9,6 +10,8 @@ pub mod denoise;
 pub mod error;
 mod finite;
 pub mod guidance;
+mod layer_norm;
+mod linear;
 pub mod noise;
 mod norm;
 mod resnet;

@@ -7,6 +7,8 @@ use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, T
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
 
+use crate::autograd;
+
 /// What follows the normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
@@ -45,6 +47,10 @@ impl GroupNorm {
     }
 
     fn apply(&self, x: &Tensor, then: Then) -> Result<Tensor> {
+        if autograd::wanted(&[x, &self.weight]).is_some() {
+            let affine = [&self.weight, &self.bias];
+            return autograd::group_norm(x, affine, self.num_groups, self.eps, then == Then::Silu);
+        }
         let dtype = x.dtype();
         let x = x.contiguous()?.to_dtype(DType::F32)?;
         let y = if matches!(x.device(), Device::Cpu) {

@@ -1,9 +1,13 @@
 //! diffusers' `ResnetBlock2D`, which the UNet and the autoencoder share.
 
-use candle_core::{D, Result, Tensor};
-use candle_nn::{Linear, VarBuilder, linear};
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
 
-use crate::{conv::Conv2d, norm::GroupNorm};
+use crate::{
+    conv::Conv2d,
+    linear::{Linear, linear},
+    norm::GroupNorm,
+};
 
 /// How a residual block normalizes.
 #[derive(Clone, Copy, Debug)]
@@ -55,11 +59,10 @@ impl ResnetBlock2D {
             None => x.clone(),
         };
         drop(x);
-        let mut hidden = self.conv1.forward(&hidden)?;
-        if let (Some(project), Some(temb)) = (&self.time_emb_proj, temb) {
-            let shift = temb.apply(project)?.unsqueeze(D::Minus1)?.unsqueeze(D::Minus1)?;
-            hidden = hidden.broadcast_add(&shift)?;
-        }
+        let hidden = match (&self.time_emb_proj, temb) {
+            (Some(project), Some(temb)) => self.conv1.forward_shifted(&hidden, &temb.apply(project)?)?,
+            _ => self.conv1.forward(&hidden)?,
+        };
         let hidden = self.norm2.forward_silu(&hidden)?;
         residual + self.conv2.forward(&hidden)?
     }

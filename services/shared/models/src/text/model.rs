@@ -2,13 +2,14 @@
 //! compute it: pre-norm, causal mask only, padding not masked. Fields are named as in the safetensors files.
 
 use candle_core::{D, DType, Device, IndexOp, Module, Tensor};
-use candle_nn::{
-    Embedding, LayerNorm, Linear, VarBuilder, embedding, layer_norm, linear, linear_no_bias,
-    ops::softmax_last_dim,
-};
+use candle_nn::{Embedding, VarBuilder, embedding, ops::softmax_last_dim};
 
 use super::config::{ClipTextConfig, HiddenAct};
-use crate::ModelError;
+use crate::{
+    ModelError, autograd,
+    layer_norm::{LayerNorm, layer_norm},
+    linear::{Linear, linear, linear_no_bias},
+};
 
 /// The id that in old configs stands for "pool at the greatest id".
 const LEGACY_EOS_TOKEN_ID: u32 = 2;
@@ -217,6 +218,10 @@ impl SelfAttention {
     fn forward(&self, x: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
         let (b, s, c) = x.dims3()?;
         let heads = self.num_attention_heads;
+        if let Some(precision) = autograd::wanted(&[x]) {
+            let qkv = [&self.q_proj.forward(x)?, &self.k_proj.forward(x)?, &self.v_proj.forward(x)?];
+            return self.out_proj.forward(&autograd::attend(qkv, heads, true, precision)?);
+        }
         let split = |t: Tensor| t.reshape((b, s, heads, c / heads))?.transpose(1, 2)?.contiguous();
         let q = (split(self.q_proj.forward(x)?)? * ((c / heads) as f64).powf(-0.5))?;
         let k = split(self.k_proj.forward(x)?)?;
@@ -229,7 +234,10 @@ impl SelfAttention {
 impl Mlp {
     fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let x = self.fc1.forward(x)?;
+        let differentiable = autograd::wanted(&[&x]).is_some();
         let x = match self.hidden_act {
+            HiddenAct::QuickGelu if differentiable => autograd::quick_gelu(&x)?,
+            HiddenAct::Gelu if differentiable => autograd::gelu(&x)?,
             HiddenAct::QuickGelu => (&x * candle_nn::ops::sigmoid(&(&x * 1.702)?)?)?,
             HiddenAct::Gelu => x.gelu_erf()?,
         };

@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::{UnetConfig, transformer::Transformer2DModel};
 use crate::{
+    autograd,
     conv::Conv2d,
     resnet::{Norm, ResnetBlock2D},
 };
@@ -182,7 +183,7 @@ impl UpBlock {
         }
         if let (Some(conv), Some(skip)) = (&self.upsamplers, skips.last()) {
             let (_, _, height, width) = skip.dims4()?;
-            x = conv.forward(&x.upsample_nearest2d(height, width)?)?;
+            x = conv.forward(&autograd::upsampled(&x, height, width)?)?;
         }
         Ok(x)
     }

@@ -1,9 +1,10 @@
 //! Sinusoids of timesteps and of size conditioning, and the small networks over them.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::{Linear, VarBuilder, linear};
+use candle_nn::VarBuilder;
 
 use super::UnetConfig;
+use crate::linear::{Linear, linear};
 
 /// Sines and cosines of a number (Vaswani et al. 2017), diffusers' `Timesteps`. Always in f32: in half precision the
 /// angles would be off by whole turns.

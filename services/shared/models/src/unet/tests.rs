@@ -67,3 +67,17 @@ fn wrong_shapes_are_named() {
         "pooled_prompt_embeds has shape [1, 10], expected [1, 14]"
     );
 }
+
+#[test]
+fn the_differentiable_path_is_the_same_network() {
+    use crate::autograd::{Precision, Scope};
+    let unet = tiny();
+    let (sample, states, added) = (draw(&[2, 4, 6, 7]), draw(&[2, 5, 6]), added(2));
+    let run = || unet.forward(&sample, &[981.0, 1.5], &states, &added).unwrap();
+    let plain = run();
+    for (precision, tolerance) in [(Precision::F32, 2e-5), (Precision::Bf16, 0.05)] {
+        let _scope = Scope::new(precision);
+        let worst = (run() - &plain).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(worst <= tolerance, "{precision:?}: {worst}");
+    }
+}

@@ -1,11 +1,14 @@
 //! diffusers' `Transformer2DModel`: transformer blocks over the pixels of a feature map.
 
 use candle_core::{D, Result, Tensor};
-use candle_nn::{LayerNorm, Linear, VarBuilder, layer_norm, linear};
+use candle_nn::VarBuilder;
 
 use super::UnetConfig;
 use crate::{
     attention::{Attention, Bias},
+    autograd,
+    layer_norm::{LayerNorm, layer_norm},
+    linear::{Linear, linear},
     norm::GroupNorm,
 };
 
@@ -33,6 +36,9 @@ impl FeedForward {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let both = x.apply(&self.proj)?;
+        if autograd::wanted(&[&both]).is_some() {
+            return autograd::geglu(&both)?.apply(&self.out);
+        }
         let inner = both.dim(D::Minus1)? / 2;
         let (value, gate) = (both.narrow(D::Minus1, 0, inner)?, both.narrow(D::Minus1, inner, inner)?);
         (value * gate.gelu_erf()?)?.apply(&self.out)
@@ -107,14 +113,13 @@ impl Transformer2DModel {
     /// `x` `[B, C, H, W]`, `encoder_hidden_states` `[B, 77, D]`.
     pub(super) fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = x.dims4()?;
-        let pixels = self.norm.forward(x)?.reshape((batch, channels, height * width))?.transpose(1, 2)?;
-        let mut hidden = pixels.contiguous()?.apply(&self.proj_in)?;
+        let pixels = self.norm.forward(x)?.reshape((batch, channels, height * width))?;
+        let mut hidden = autograd::exchanged(&pixels)?.apply(&self.proj_in)?;
         for block in &self.transformer_blocks {
             hidden = block.forward(&hidden, encoder_hidden_states)?;
         }
-        let hidden =
-            hidden.apply(&self.proj_out)?.transpose(1, 2)?.reshape((batch, channels, height, width))?;
-        hidden + x
+        let hidden = autograd::exchanged(&hidden.apply(&self.proj_out)?)?;
+        hidden.reshape((batch, channels, height, width))? + x
     }
 }
 

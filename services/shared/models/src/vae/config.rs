@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{ModelError, config::read_json};
+use crate::{ModelError, config::read_json, resnet::Norm};
+
+/// Fixed in diffusers, unlike the UNet's.
+const EPS: f32 = 1e-6;
 
 /// A checked autoencoder configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +30,9 @@ pub struct VaeConfig {
     pub latents_std: Option<Vec<f32>>,
     /// Whether half precision overflows, so that it is not computed in.
     pub force_upcast: bool,
-    /// Whether latents go through a 1 x 1 convolution first.
+    /// Whether the encoder's result goes through a 1 x 1 convolution.
+    pub use_quant_conv: bool,
+    /// Whether latents go through a 1 x 1 convolution before they are decoded.
     pub use_post_quant_conv: bool,
     /// Whether there is attention at the lowest level.
     pub mid_block_add_attention: bool,
@@ -36,9 +41,11 @@ pub struct VaeConfig {
 /// The keys as they stand in the file; what is missing or null takes the default of diffusers' constructor.
 #[derive(Deserialize)]
 struct File {
+    in_channels: Option<usize>,
     out_channels: Option<usize>,
     latent_channels: Option<usize>,
     block_out_channels: Option<Vec<usize>>,
+    down_block_types: Option<Vec<String>>,
     up_block_types: Option<Vec<String>>,
     layers_per_block: Option<usize>,
     norm_num_groups: Option<usize>,
@@ -49,6 +56,7 @@ struct File {
     latents_mean: Option<Vec<f32>>,
     latents_std: Option<Vec<f32>>,
     force_upcast: Option<bool>,
+    use_quant_conv: Option<bool>,
     use_post_quant_conv: Option<bool>,
     mid_block_add_attention: Option<bool>,
 }
@@ -86,6 +94,42 @@ impl VaeConfig {
         if requested == DType::F16 && self.force_upcast { DType::F32 } else { requested }
     }
 
+    /// Latents for the denoiser: `latents` `[B, C, h, w]` of the encoder times `scaling_factor`, or by each channel's
+    /// mean and deviation.
+    ///
+    /// # Errors
+    /// A wrong shape; a failed computation.
+    pub fn scale(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+        let Some([mean, std]) = self.by_channel(latents)? else {
+            return Ok((latents * self.scaling_factor)?);
+        };
+        Ok((latents.broadcast_sub(&mean)?.broadcast_div(&std)? * self.scaling_factor)?)
+    }
+
+    /// The reverse of [`VaeConfig::scale`]: the autoencoder's own latents.
+    ///
+    /// # Errors
+    /// As [`VaeConfig::scale`].
+    pub fn unscale(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+        let Some([mean, std]) = self.by_channel(latents)? else {
+            return Ok((latents / self.scaling_factor)?);
+        };
+        Ok((latents.broadcast_mul(&std)? / self.scaling_factor)?.broadcast_add(&mean)?)
+    }
+
+    /// Mean and deviation `[1, C, 1, 1]` where latents are normalized by channel, as `like` in type and device.
+    fn by_channel(&self, like: &Tensor) -> Result<Option<[Tensor; 2]>, ModelError> {
+        let (Some(mean), Some(std)) = (&self.latents_mean, &self.latents_std) else { return Ok(None) };
+        let tensor =
+            |v: &[f32]| Tensor::new(v, like.device())?.reshape((1, v.len(), 1, 1))?.to_dtype(like.dtype());
+        Ok(Some([tensor(mean)?, tensor(std)?]))
+    }
+
+    /// How every residual block normalizes.
+    pub(super) fn norm(&self) -> Norm {
+        Norm { num_groups: self.norm_num_groups, eps: EPS }
+    }
+
     fn check(file: File, path: &Path) -> Result<Self, ModelError> {
         let act_fn = file.act_fn.as_deref().unwrap_or("silu");
         if act_fn != "silu" {
@@ -94,20 +138,14 @@ impl VaeConfig {
         if !file.shift_factor.is_null() {
             return Err(ModelError::unsupported(path, "shift_factor", file.shift_factor, "null"));
         }
-        let out_channels = file.out_channels.unwrap_or(3);
-        if out_channels != 3 {
-            return Err(ModelError::unsupported(path, "out_channels", out_channels, "3"));
+        for (key, channels) in [("in_channels", file.in_channels), ("out_channels", file.out_channels)] {
+            if let Some(other) = channels.filter(|n| *n != 3) {
+                return Err(ModelError::unsupported(path, key, other, "3"));
+            }
         }
         let block_out_channels = file.block_out_channels.unwrap_or_else(|| vec![64]);
-        let types = file.up_block_types.unwrap_or_else(|| vec!["UpDecoderBlock2D".to_owned()]);
-        if let Some(other) = types.iter().find(|name| *name != "UpDecoderBlock2D") {
-            return Err(ModelError::unsupported(
-                path,
-                "up_block_types",
-                format!("{other:?}"),
-                "UpDecoderBlock2D",
-            ));
-        }
+        let up = block_count("up_block_types", file.up_block_types, "UpDecoderBlock2D", path)?;
+        let down = block_count("down_block_types", file.down_block_types, "DownEncoderBlock2D", path)?;
         let config = Self {
             latent_channels: file.latent_channels.unwrap_or(4),
             layers_per_block: file.layers_per_block.unwrap_or(1),
@@ -116,19 +154,24 @@ impl VaeConfig {
             latents_mean: file.latents_mean,
             latents_std: file.latents_std,
             force_upcast: file.force_upcast.unwrap_or(true),
+            use_quant_conv: file.use_quant_conv.unwrap_or(true),
             use_post_quant_conv: file.use_post_quant_conv.unwrap_or(true),
             mid_block_add_attention: file.mid_block_add_attention.unwrap_or(true),
             block_out_channels,
         };
-        config.contradictions(types.len(), path)?;
+        // A decoder's config may leave the encoder's blocks out.
+        let (up, down) = (up.unwrap_or(1), down.unwrap_or(config.block_out_channels.len()));
+        config.contradictions([("up_block_types", up), ("down_block_types", down)], path)?;
         Ok(config)
     }
 
-    fn contradictions(&self, up_blocks: usize, path: &Path) -> Result<(), ModelError> {
+    fn contradictions(&self, counts: [(&str, usize); 2], path: &Path) -> Result<(), ModelError> {
         let wrong = |key: &str, why: String| Err(ModelError::contradicting(path, key, why));
         let blocks = self.block_out_channels.len();
-        if up_blocks != blocks || !(1..=8).contains(&blocks) {
-            return wrong("up_block_types", format!("{up_blocks} blocks for {blocks} of block_out_channels"));
+        for (key, found) in counts {
+            if found != blocks || !(1..=8).contains(&blocks) {
+                return wrong(key, format!("{found} blocks for {blocks} of block_out_channels"));
+            }
         }
         let groups = self.norm_num_groups;
         let undivided = |c: &&usize| groups == 0 || **c == 0 || !c.is_multiple_of(groups);
@@ -148,7 +191,24 @@ impl VaeConfig {
                 return wrong(key, format!("{n} values for {channels} latent_channels"));
             }
         }
+        if let Some(std) = self.latents_std.iter().flatten().find(|std| !std.is_normal()) {
+            return wrong("latents_std", format!("{std} cannot be divided by"));
+        }
         Ok(())
+    }
+}
+
+/// How many blocks `names` asks for, all of the one kind that there is.
+fn block_count(
+    key: &str,
+    names: Option<Vec<String>>,
+    kind: &str,
+    path: &Path,
+) -> Result<Option<usize>, ModelError> {
+    let Some(names) = names else { return Ok(None) };
+    match names.iter().find(|name| *name != kind) {
+        Some(other) => Err(ModelError::unsupported(path, key, format!("{other:?}"), kind)),
+        None => Ok(Some(names.len())),
     }
 }
 
@@ -182,8 +242,12 @@ mod tests {
             (r#"{"up_block_types": ["AttnUpDecoderBlock2D"]}"#, "up_block_types = \"AttnUpDecoderBlock2D\""),
             (r#"{"block_out_channels": [64, 64]}"#, "up_block_types: 1 blocks for 2"),
             (r#"{"block_out_channels": [48]}"#, "norm_num_groups: 32 groups do not divide 48"),
+            (r#"{"in_channels": 4}"#, "in_channels = 4 is not supported; supported: 3"),
+            (r#"{"down_block_types": ["AttnDownEncoderBlock2D"]}"#, "down_block_types = \"AttnDown"),
+            (r#"{"down_block_types": []}"#, "down_block_types: 0 blocks for 1"),
             (r#"{"scaling_factor": 0}"#, "scaling_factor: 0 cannot be divided by"),
             (r#"{"latents_mean": [0, 0, 0, 0]}"#, "latents_mean: "),
+            (r#"{"latents_mean": [0, 0, 0, 0], "latents_std": [1, 1, 0, 1]}"#, "latents_std: 0 cannot be"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

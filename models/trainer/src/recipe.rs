@@ -1,0 +1,326 @@
+//! One TOML file that says all there is to say about a model: data, sizes of the networks, and how each is trained.
+
+mod check;
+
+use std::{fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    TrainError,
+    optimizer::{AdamW, Decay, Schedule},
+};
+
+/// What is trained in one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The autoencoder.
+    Vae,
+    /// Its decoder alone, on the finished encoder.
+    VaeDecoder,
+    /// The base denoiser with both text encoders.
+    Base,
+    /// The refiner.
+    Refiner,
+}
+
+impl Stage {
+    /// The name in folders, logs and checkpoints.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vae => "vae",
+            Self::VaeDecoder => "vae_decoder",
+            Self::Base => "base",
+            Self::Refiner => "refiner",
+        }
+    }
+}
+
+/// A recipe whose values are all in range.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Recipe {
+    /// The model.
+    pub model: Model,
+    /// What it is trained on.
+    pub data: Data,
+    /// The autoencoder.
+    pub vae: Vae,
+    /// CLIP-L's place.
+    pub text_encoder: TextEncoder,
+    /// OpenCLIP-bigG's place.
+    pub text_encoder_2: TextEncoder2,
+    /// The base denoiser.
+    pub base: Denoiser,
+    /// The refiner.
+    pub refiner: Denoiser,
+    /// How to train, whatever is trained.
+    pub training: Training,
+}
+
+/// The file as it stands, whatever its values.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecipeFile {
+    model: Model,
+    data: Data,
+    vae: Vae,
+    text_encoder: TextEncoder,
+    text_encoder_2: TextEncoder2,
+    base: Denoiser,
+    refiner: Denoiser,
+    training: Training,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Its name, in small letters, digits and `-`.
+    pub name: String,
+    /// The seed of all that is random.
+    pub seed: u64,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// Side of the square picture, in pixels.
+    #[serde(default = "default_sample_size")]
+    pub sample_size: usize,
+    /// `[height, width]` of the pictures in multi-aspect training, in pixels.
+    pub buckets: Vec<[usize; 2]>,
+    /// How many latents are kept to train on.
+    pub dataset_size: usize,
+    /// Share of pictures that were small and enlarged.
+    pub small_original_fraction: f64,
+    /// Share of pictures that are cropped.
+    pub crop_fraction: f64,
+}
+
+fn default_sample_size() -> usize {
+    128
+}
+
+/// `[vae]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vae {
+    /// Channels of each of the four levels.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of each level of the encoder.
+    pub layers_per_block: usize,
+    /// Groups of the normalizations.
+    pub norm_num_groups: usize,
+    /// Pictures in a step.
+    pub batch_size: usize,
+    /// Side of the squares that are cut from pictures, in pixels.
+    pub crop: usize,
+    /// Steps of encoder and decoder together.
+    pub steps: u64,
+    /// Steps of the decoder alone, after those.
+    pub decoder_steps: u64,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// Steps in which it rises to there.
+    pub warmup: u64,
+    /// What it does then.
+    #[serde(default)]
+    pub decay: Decay,
+    /// Decay of the average of weights.
+    pub ema_decay: f64,
+    /// Weight of the divergence from the normal distribution.
+    pub kl_weight: f64,
+    /// Weight of the anchor loss.
+    pub anchor_weight: f64,
+    /// Steps that have it.
+    pub anchor_steps: u64,
+}
+
+/// `[text_encoder]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextEncoder {
+    /// Width.
+    pub hidden_size: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+}
+
+/// `[text_encoder_2]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextEncoder2 {
+    /// Width.
+    pub hidden_size: usize,
+    /// Transformer layers.
+    pub layers: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Width of the pooled embedding.
+    pub projection_dim: usize,
+}
+
+/// `[base]` or `[refiner]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Denoiser {
+    /// Channels of each level.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of each level on the way down.
+    pub layers_per_block: usize,
+    /// Transformer blocks after each residual block, by level.
+    pub transformer_layers_per_block: Vec<usize>,
+    /// Attention heads, by level: diffusers' word for them.
+    pub attention_head_dim: Vec<usize>,
+    /// Groups of the normalizations.
+    pub norm_num_groups: usize,
+    /// Fourier features of each of `time_ids`.
+    pub addition_time_embed_dim: usize,
+    /// Latents in a step.
+    pub batch_size: usize,
+    /// Steps on square pictures.
+    pub steps: u64,
+    /// Steps on those of all buckets, after those.
+    pub multi_aspect_steps: u64,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// Steps in which it rises to there.
+    pub warmup: u64,
+    /// What it does then.
+    #[serde(default)]
+    pub decay: Decay,
+    /// Decay of the average of weights.
+    pub ema_decay: f64,
+    /// Share of captions that are left out.
+    pub caption_dropout: f64,
+    /// Strength of the noise that is one for a whole channel.
+    pub offset_noise: f64,
+    /// Longer gradients are shortened to this.
+    pub max_grad_norm: f64,
+    /// Decay of matrices, in units of the learning rate.
+    pub weight_decay: f64,
+}
+
+/// `[training]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// What networks compute in; weights are f32.
+    pub precision: Precision,
+    /// Steps from one checkpoint to the next.
+    pub checkpoint_every: u64,
+    /// Steps from one line in the log to the next.
+    pub log_every: u64,
+}
+
+/// What networks compute in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bfloat16.
+    Bf16,
+    /// Single precision.
+    F32,
+}
+
+impl From<Precision> for sdxl_models::autograd::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Bf16 => Self::Bf16,
+            Precision::F32 => Self::F32,
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads and checks a recipe.
+    ///
+    /// # Errors
+    /// The file cannot be read, does not parse, or has a value out of its range.
+    pub fn open(path: &Path) -> Result<Self, TrainError> {
+        Self::parse(&fs::read_to_string(path).map_err(TrainError::reading(path))?, path)
+    }
+
+    /// A recipe's text, which `path` is named for in errors.
+    ///
+    /// # Errors
+    /// It does not parse, or has a value out of its range.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, TrainError> {
+        let file: RecipeFile = toml::from_str(text).map_err(|error| parse_error(error, text, path))?;
+        let RecipeFile { model, data, vae, text_encoder, text_encoder_2, base, refiner, training } = file;
+        let recipe = Self { model, data, vae, text_encoder, text_encoder_2, base, refiner, training };
+        check::check(&recipe, path)?;
+        Ok(recipe)
+    }
+
+    /// SHA-256 of all that a stage's weights depend on. Names, and how often to save and to log, are not among it.
+    #[must_use]
+    pub fn fingerprint(&self, stage: Stage) -> String {
+        let Self { model, data, vae, text_encoder, text_encoder_2, base, refiner, training } = self;
+        let own = match stage {
+            Stage::Vae | Stage::VaeDecoder => Value::Null,
+            Stage::Base => json!([text_encoder, text_encoder_2, base]),
+            // It sees no first encoder, but the second was trained beside it.
+            Stage::Refiner => json!([text_encoder, text_encoder_2, base, refiner]),
+        };
+        let content = json!([stage.name(), model.seed, data, vae, own, training.precision]);
+        Sha256::digest(content.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl Vae {
+    /// The optimizer's settings, of encoder and decoder together or of the decoder alone.
+    #[must_use]
+    pub fn adamw(&self, steps: u64) -> AdamW {
+        let Self { learning_rate, warmup, decay, ema_decay, .. } = *self;
+        AdamW {
+            schedule: Schedule { learning_rate, warmup, decay, steps },
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            ema_decay,
+        }
+    }
+}
+
+impl Denoiser {
+    /// Steps on square pictures and on all.
+    #[must_use]
+    pub fn all_steps(&self) -> u64 {
+        self.steps + self.multi_aspect_steps
+    }
+
+    /// The optimizer's settings.
+    #[must_use]
+    pub fn adamw(&self) -> AdamW {
+        let Self { learning_rate, warmup, decay, ema_decay, weight_decay, max_grad_norm, .. } = *self;
+        AdamW {
+            schedule: Schedule { learning_rate, warmup, decay, steps: self.all_steps() },
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            weight_decay,
+            max_grad_norm,
+            ema_decay,
+        }
+    }
+}
+
+/// toml draws the line and points at it; here is one line that says where.
+fn parse_error(mut error: toml::de::Error, text: &str, path: &Path) -> TrainError {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = 1 + text[..start].matches('\n').count();
+    error.set_input(None);
+    let why = error.to_string().trim().replace("\n", " ");
+    TrainError::ParseRecipe { path: path.to_owned(), line, why }
+}
+
+#[cfg(test)]
+mod tests;

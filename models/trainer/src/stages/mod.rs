@@ -1,0 +1,5 @@
+//! What each stage of training computes.
+
+pub mod configs;
+pub mod context;
+pub mod vae;

@@ -1,0 +1,316 @@
+//! Products of bf16 matrices summed in f32 on the processor's matrix unit (Intel AMX), and the layouts that it takes.
+//!
+//! A left operand lies row by row, `[M, K]`. A right operand lies in pairs of rows, `[K / 2, N, 2]`, which is the order
+//! in which the unit multiplies. Both are padded with zeros, K to a multiple of 32, M and N to multiples of 16.
+#![expect(unsafe_code, reason = "inline assembly and vector intrinsics; see each function")]
+
+use std::{
+    arch::{asm, x86_64::*},
+    cell::Cell,
+    sync::OnceLock,
+};
+
+/// Rows and columns of one tile of the result.
+pub(super) const TILE: usize = 16;
+/// Depth of one tile product.
+pub(super) const DEPTH: usize = 32;
+
+/// Whether this process may use the matrix unit: the processor has it, with the vector instructions used beside it, and
+/// the kernel grants the memory for its registers.
+pub(super) fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| processor_has_it() && kernel_permits())
+}
+
+fn processor_has_it() -> bool {
+    let vectors = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512bf16");
+    let leaf = __cpuid_count(7, 0);
+    let (bf16, tile) = (leaf.edx >> 22 & 1, leaf.edx >> 24 & 1);
+    vectors && bf16 == 1 && tile == 1
+}
+
+/// Linux hands out the 8 KB of tile registers on request, to a process as a whole.
+#[cfg(target_os = "linux")]
+fn kernel_permits() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const XFEATURE_XTILEDATA: i64 = 18;
+    let answer: i64;
+    // SAFETY: this system call takes two numbers and touches no memory of ours; rcx and r11 are what `syscall` clobbers.
+    unsafe {
+        asm!("syscall", inlateout("rax") ARCH_PRCTL => answer, in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA, lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    answer == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn kernel_permits() -> bool {
+    false
+}
+
+#[repr(C, align(64))]
+struct TileConfig([u8; 64]);
+
+/// Sets all eight tiles to 16 rows of 64 bytes, once a thread; nothing else here ever changes them.
+fn configure() {
+    thread_local!(static DONE: Cell<bool> = const { Cell::new(false) });
+    if DONE.get() {
+        return;
+    }
+    let mut config = TileConfig([0; 64]);
+    config.0[0] = 1;
+    for tile in 0..8 {
+        config.0[16 + 2 * tile] = 64;
+        config.0[48 + tile] = 16;
+    }
+    // SAFETY: callers have asked `available`; the operand is 64 bytes that live through the instruction.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+    DONE.set(true);
+}
+
+/// Where one part of a sum of products finds its operands, in elements from their starts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    /// Of the left operand, in u16.
+    pub(super) a: usize,
+    /// Of the right operand, in pairs.
+    pub(super) b: usize,
+}
+
+/// A left operand: `[.., stride]` in bf16.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub(super) data: &'a [u16],
+    /// Elements from row to row.
+    pub(super) stride: usize,
+}
+
+/// A right operand: `[K / 2, stride]` pairs of bf16.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub(super) data: &'a [u32],
+    /// Pairs from one pair of rows to the next.
+    pub(super) stride: usize,
+}
+
+/// Where a block of tiles goes: `[rows, stride]` in f32, from `at`.
+pub(super) struct Block<'a> {
+    pub(super) data: &'a mut [f32],
+    pub(super) at: usize,
+    pub(super) stride: usize,
+}
+
+/// One or two tiles high (`ROWS`) and wide (`COLUMNS`): the sum over `segments` of products `depth` deep, a multiple of
+/// [`DEPTH`], written to `out`.
+pub(super) fn block<const ROWS: usize, const COLUMNS: usize>(
+    a: Left<'_>,
+    b: Right<'_>,
+    segments: &[Segment],
+    depth: usize,
+    out: &mut Block<'_>,
+) {
+    assert!(available() && depth.is_multiple_of(DEPTH) && (1..=2).contains(&ROWS) && (1..=2).contains(&COLUMNS));
+    let (rows, columns) = (ROWS * TILE, COLUMNS * TILE);
+    for s in segments {
+        assert!(s.a + (rows - 1) * a.stride + depth <= a.data.len());
+        assert!(s.b + (depth / 2 - 1) * b.stride + columns <= b.data.len());
+    }
+    assert!(out.at + (rows - 1) * out.stride + columns <= out.data.len());
+    configure();
+    // SAFETY: the tiles are configured as 16 rows of 64 bytes. A left tile at `s.a + k` reads 16 (32 for two) rows of
+    // 32 elements, a right tile at `s.b + k / 2 * stride` reads 16 rows of 16 (32) pairs, for k < depth in steps of 32;
+    // the assertions keep all within their slices, and the result likewise. Strides are bytes. The tile registers are
+    // named as clobbered by each statement that writes them, and no code between uses tiles, so that the values live on
+    // from one statement to the next; the compiler never touches tile registers by itself.
+    unsafe {
+        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        for s in segments {
+            let mut left = a.data.as_ptr().add(s.a);
+            let mut right = b.data.as_ptr().add(s.b);
+            for _ in 0..depth / DEPTH {
+                multiply::<ROWS, COLUMNS>(left, a.stride * 2, right, b.stride * 4);
+                left = left.add(DEPTH);
+                right = right.wrapping_add(DEPTH / 2 * b.stride);
+            }
+        }
+        store::<ROWS, COLUMNS>(out.data.as_mut_ptr().add(out.at), out.stride);
+    }
+}
+
+/// Loads the tiles at `left` and `right` and adds their products to tiles 0 to 3.
+///
+/// # Safety
+/// As said in [`block`].
+#[inline(always)]
+unsafe fn multiply<const ROWS: usize, const COLUMNS: usize>(
+    left: *const u16,
+    left_stride: usize,
+    right: *const u32,
+    right_stride: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let left_next = left.byte_add(if ROWS == 2 { TILE * left_stride } else { 0 });
+        let right_next = right.add(if COLUMNS == 2 { TILE } else { 0 });
+        match (ROWS, COLUMNS) {
+            (2, 2) => asm!(
+                "tileloadd tmm4, [{a}+{sa}*1]", "tileloadd tmm6, [{b}+{sb}*1]", "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{c}+{sb}*1]", "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{d}+{sa}*1]", "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
+                a = in(reg) left, sa = in(reg) left_stride, b = in(reg) right, sb = in(reg) right_stride,
+                c = in(reg) right_next, d = in(reg) left_next, options(nostack, readonly)),
+            (1, 2) => asm!(
+                "tileloadd tmm4, [{a}+{sa}*1]", "tileloadd tmm6, [{b}+{sb}*1]", "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{c}+{sb}*1]", "tdpbf16ps tmm1, tmm4, tmm7",
+                a = in(reg) left, sa = in(reg) left_stride, b = in(reg) right, sb = in(reg) right_stride,
+                c = in(reg) right_next, options(nostack, readonly)),
+            (2, 1) => asm!(
+                "tileloadd tmm4, [{a}+{sa}*1]", "tileloadd tmm6, [{b}+{sb}*1]", "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{d}+{sa}*1]", "tdpbf16ps tmm2, tmm5, tmm6",
+                a = in(reg) left, sa = in(reg) left_stride, b = in(reg) right, sb = in(reg) right_stride,
+                d = in(reg) left_next, options(nostack, readonly)),
+            _ => asm!(
+                "tileloadd tmm4, [{a}+{sa}*1]", "tileloadd tmm6, [{b}+{sb}*1]", "tdpbf16ps tmm0, tmm4, tmm6",
+                a = in(reg) left, sa = in(reg) left_stride, b = in(reg) right, sb = in(reg) right_stride,
+                options(nostack, readonly)),
+        }
+    }
+}
+
+/// Writes tiles 0 to 3 to `out`.
+///
+/// # Safety
+/// As said in [`block`].
+#[inline(always)]
+unsafe fn store<const ROWS: usize, const COLUMNS: usize>(out: *mut f32, stride: usize) {
+    let bytes = stride * size_of::<f32>();
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("tilestored [{p}+{s}*1], tmm0", p = in(reg) out, s = in(reg) bytes, options(nostack));
+        if COLUMNS == 2 {
+            asm!("tilestored [{p}+{s}*1], tmm1", p = in(reg) out.add(TILE), s = in(reg) bytes, options(nostack));
+        }
+        if ROWS == 2 {
+            let below = out.add(TILE * stride);
+            asm!("tilestored [{p}+{s}*1], tmm2", p = in(reg) below, s = in(reg) bytes, options(nostack));
+            if COLUMNS == 2 {
+                asm!("tilestored [{p}+{s}*1], tmm3", p = in(reg) below.add(TILE), s = in(reg) bytes,
+                    options(nostack));
+            }
+        }
+    }
+}
+
+/// Words as the halves that they are made of, in memory's order.
+pub(super) fn halves(words: &[u32]) -> &[u16] {
+    // SAFETY: a word is two halves, aligned for them, and halves have no invalid values.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 2 * words.len()) }
+}
+
+/// The same, to be written.
+pub(super) fn halves_mut(words: &mut [u32]) -> &mut [u16] {
+    // SAFETY: as in `halves`; nor have words.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 2 * words.len()) }
+}
+
+/// Rounds `x` to bf16, to the nearest even.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) fn round(x: &[f32], out: &mut [u16]) {
+    let n = x.len().min(out.len());
+    for i in (0..n).step_by(DEPTH) {
+        let mask = |from: usize| -> __mmask16 {
+            let left = n.saturating_sub(from).min(16);
+            (1_u32.wrapping_shl(left as u32).wrapping_sub(1)) as __mmask16
+        };
+        // SAFETY: the masks leave out whatever lies behind the first `n` elements of either slice.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(mask(i), x.as_ptr().add(i));
+            let high = _mm512_maskz_loadu_ps(mask(i + 16), x.as_ptr().wrapping_add(i + 16));
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            let mask = u32::from(mask(i)) | u32::from(mask(i + 16)) << 16;
+            _mm512_mask_storeu_epi16(out.as_mut_ptr().add(i).cast(), mask, both);
+        }
+    }
+}
+
+/// Interleaves two rows as pairs of bf16, `first` in the lower half; a row that is shorter counts as zero beyond.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) fn interleave(first: &[f32], second: &[f32], out: &mut [u32]) {
+    let n = out.len();
+    for i in (0..n).step_by(TILE) {
+        let mask = |len: usize| -> __mmask16 {
+            let left = len.saturating_sub(i).min(16);
+            (1_u32.wrapping_shl(left as u32).wrapping_sub(1)) as __mmask16
+        };
+        // SAFETY: the masks leave out whatever lies behind the end of each slice.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(mask(first.len()), first.as_ptr().wrapping_add(i));
+            let high = _mm512_maskz_loadu_ps(mask(second.len()), second.as_ptr().wrapping_add(i));
+            let low: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(low));
+            let high: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(high));
+            let pairs = _mm512_or_si512(
+                _mm512_cvtepu16_epi32(low),
+                _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)),
+            );
+            _mm512_mask_storeu_epi32(out.as_mut_ptr().add(i).cast(), mask(n), pairs);
+        }
+    }
+}
+
+/// Transposes a matrix of 16 x 16 words: `from` row by row at `from_stride`, `to` likewise.
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose(from: &[u32], from_stride: usize, to: &mut [u32], to_stride: usize) {
+    assert!(from.len() >= 15 * from_stride + 16 && to.len() >= 15 * to_stride + 16);
+    // SAFETY: the assertion keeps all 16 rows of 16 words within their slices.
+    unsafe {
+        let row = |i: usize| _mm512_loadu_si512(from.as_ptr().add(i * from_stride).cast());
+        let r: [__m512i; 16] = std::array::from_fn(row);
+        let t: [__m512i; 16] = std::array::from_fn(|i| {
+            let (a, b) = (r[i & !1], r[i | 1]);
+            if i & 1 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
+        });
+        let u: [__m512i; 16] = std::array::from_fn(|i| {
+            let (a, b) = (t[(i & !3) + (i >> 1 & 1)], t[(i & !3) + (i >> 1 & 1) + 2]);
+            if i & 1 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
+        });
+        // `u[4g + j]` holds columns j, j + 4, j + 8, j + 12 of rows 4g to 4g + 3.
+        for j in 0..4 {
+            let low = _mm512_shuffle_i32x4::<0x88>(u[j], u[4 + j]);
+            let high = _mm512_shuffle_i32x4::<0xdd>(u[j], u[4 + j]);
+            let low_2 = _mm512_shuffle_i32x4::<0x88>(u[8 + j], u[12 + j]);
+            let high_2 = _mm512_shuffle_i32x4::<0xdd>(u[8 + j], u[12 + j]);
+            let columns = [
+                _mm512_shuffle_i32x4::<0x88>(low, low_2),
+                _mm512_shuffle_i32x4::<0x88>(high, high_2),
+                _mm512_shuffle_i32x4::<0xdd>(low, low_2),
+                _mm512_shuffle_i32x4::<0xdd>(high, high_2),
+            ];
+            for (i, column) in columns.into_iter().enumerate() {
+                _mm512_storeu_si512(to.as_mut_ptr().add((4 * i + j) * to_stride).cast(), column);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposes_words() {
+        if !available() {
+            return;
+        }
+        let from: Vec<u32> = (0..16 * 20).collect();
+        let mut to = vec![0; 16 * 17];
+        // SAFETY: `available` has asked for the instructions.
+        unsafe { transpose(&from, 20, &mut to, 17) };
+        for (i, j) in (0..16).flat_map(|i| (0..16).map(move |j| (i, j))) {
+            assert_eq!(to[j * 17 + i], from[i * 20 + j], "row {i}, column {j}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! The layers' differentiable paths, for training on the CPU.
+//!
+//! The kernels that serve have no gradients. A layer takes its path here where its weights or its input are part of a
+//! graph (candle's `Var`s), or where a [`Scope`] asks for it; the result is the same within rounding, which each file's
+//! tests check, as they check every gradient against differences. All of it runs on the calling thread alone, so that
+//! a trainer can run several graphs side by side, with the same result whatever else runs.
+
+mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod attention;
+mod conv;
+mod linear;
+mod matmul;
+mod norm;
+mod rearrange;
+mod slices;
+#[cfg(test)]
+mod testing;
+
+use std::cell::Cell;
+
+pub(crate) use activation::{geglu, gelu, quick_gelu};
+pub(crate) use attention::attend;
+use candle_core::{Result, Tensor};
+pub(crate) use conv::conv2d;
+pub(crate) use linear::linear;
+pub(crate) use norm::{group_norm, layer_norm};
+
+/// How matrix products and convolutions compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// In f32.
+    #[default]
+    F32,
+    /// Factors rounded to bf16, sums in f32, where the processor has a matrix unit for it (AMX); elsewhere as
+    /// [`Precision::F32`].
+    Bf16,
+}
+
+thread_local!(static PRECISION: Cell<Option<Precision>> = const { Cell::new(None) });
+
+/// While it lives, every layer on this thread takes its differentiable path, at this precision.
+#[derive(Debug)]
+pub struct Scope {
+    outer: Option<Precision>,
+}
+
+impl Scope {
+    /// Opens a scope on this thread.
+    #[must_use]
+    pub fn new(precision: Precision) -> Self {
+        Self { outer: PRECISION.replace(Some(precision)) }
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        PRECISION.set(self.outer);
+    }
+}
+
+/// `[B, M, N]` to `[B, N, M]`, contiguous.
+pub(crate) fn exchanged(x: &Tensor) -> Result<Tensor> {
+    match wanted(&[x]) {
+        Some(_) => rearrange::exchange(x),
+        None => x.transpose(1, 2)?.contiguous(),
+    }
+}
+
+/// `[B, C, H, W]` to `[B, C, height, width]`, up to twice the size, each pixel by its nearest.
+pub(crate) fn upsampled(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    match wanted(&[x]) {
+        Some(_) => rearrange::upsample(x, height, width),
+        None => x.upsample_nearest2d(height, width),
+    }
+}
+
+/// The precision to compute differentiably in, if a gradient may be asked for: `tensors` are a layer's input and
+/// weights.
+pub(crate) fn wanted(tensors: &[&Tensor]) -> Option<Precision> {
+    match PRECISION.get() {
+        Some(precision) => Some(precision),
+        None => tensors.iter().any(|t| t.track_op()).then(Precision::default),
+    }
+}
