@@ -1,7 +1,7 @@
 # Every target works on a clean Debian machine with Rust; what else it needs, it installs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: run test lint bench help
+.PHONY: run test lint bench model model-smoke help
 PROMPT ?= a photo of a cat
 
 run: ## Build, start every service here, make a picture through gRPC and say where it is (PROMPT="...")
@@ -18,8 +18,15 @@ lint: ## Formatting, clippy, and who may import whom
 	cargo clippy --workspace --all-targets -- -D warnings
 	.ci/cargo-deny check -A unused-wrapper -A license-not-encountered bans licenses sources
 
+model: ## Train the shipped model anew by its recipe, in target/model (hours; goes on where it was stopped)
+	cargo build --release -p sdxl-trainer
+	models/trainer/train.sh models/recipes/shapes.toml target/model target/model/shapes
+
+model-smoke: ## Train every stage of a tiny model from nothing, and see the losses fall (minutes)
+	cargo test --release -p sdxl-trainer --test training -- --ignored --nocapture
+
 bench: ## Full-size base UNet with random weights, beside diffusers in the same run (15 GB of disk, 24 GB of memory)
 	integration-tests/benches/run.sh
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

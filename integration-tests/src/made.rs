@@ -20,6 +20,12 @@ impl Made {
         Self::of("pico", 0)
     }
 
+    /// The model that ships with the project.
+    #[must_use]
+    pub fn shipped() -> Self {
+        Self { root: Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/shapes") }
+    }
+
     /// The checkpoint of `variant` and `seed`, made by `sdxl-checkpoint` unless it is there already. Several test
     /// programs may ask at once; a checkpoint older than the program that makes it is made anew.
     #[must_use]

@@ -31,6 +31,24 @@ impl Picture {
         (self.0.height(), self.0.width())
     }
 
+    /// The share of pixels that are nearer to `colour` than to any other of `palette`, and the row and column of their
+    /// centre, 0 to 1.
+    #[must_use]
+    pub fn share_and_centre(&self, colour: [u8; 3], palette: &[[u8; 3]]) -> (f64, (f64, f64)) {
+        let apart = |a: [u8; 3], b: [u8; 3]| -> u32 {
+            a.into_iter().zip(b).map(|(a, b)| u32::from(a.abs_diff(b)).pow(2)).sum()
+        };
+        let is_nearest =
+            |pixel: [u8; 3]| palette.iter().all(|other| apart(pixel, colour) <= apart(pixel, *other));
+        let places = self.0.enumerate_pixels().filter(|(_, _, pixel)| is_nearest(pixel.0));
+        let (mut count, mut rows, mut columns) = (0.0, 0.0, 0.0);
+        for (x, y, _) in places {
+            (count, rows, columns) = (count + 1.0, rows + f64::from(y) + 0.5, columns + f64::from(x) + 0.5);
+        }
+        let (height, width) = (f64::from(self.0.height()), f64::from(self.0.width()));
+        (count / (height * width), (rows / count / height, columns / count / width))
+    }
+
     /// How far the two are apart.
     ///
     /// # Panics

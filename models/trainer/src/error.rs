@@ -102,6 +102,30 @@ pub enum TrainError {
         /// Why it failed.
         why: String,
     },
+    /// It was time to stop in the middle of something; what was done of it is kept.
+    #[error("stopped while {what}; run the same command to go on")]
+    Interrupted {
+        /// What was being done.
+        what: &'static str,
+    },
+    /// A stage needs another one's result.
+    #[error("{}: stage {stage} is not finished: train it first", path.display())]
+    Unfinished {
+        /// The stage's folder.
+        path: PathBuf,
+        /// The stage.
+        stage: &'static str,
+    },
+    /// A finished model is too much for the repository.
+    #[error("{}: the model would take {total} bytes; at most {most} are allowed", path.display())]
+    TooLarge {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Its files' bytes.
+        total: u64,
+        /// What is allowed.
+        most: u64,
+    },
     /// A network, tokenizer or checkpoint of the model.
     #[error(transparent)]
     Model(#[from] sdxl_models::ModelError),

@@ -5,14 +5,18 @@
 //! was interrupted and resumed gives the bits of one that was not.
 
 pub mod checkpoint;
+pub mod commands;
 pub mod data;
 mod error;
+pub mod export;
 pub mod gradients;
+pub mod noise;
 pub mod optimizer;
 pub mod progress;
 pub mod random;
 pub mod recipe;
 pub mod run;
+pub mod sheet;
 pub mod stages;
 pub mod stop;
 pub mod store;
@@ -20,6 +24,7 @@ mod tensor_file;
 pub mod threads;
 #[cfg(test)]
 mod toy;
+pub mod vocabulary;
 
 pub use error::TrainError;
 pub use tensor_file::StoredType;

@@ -6,11 +6,21 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use sdxl_trainer::{
     TrainError,
+    commands::{self, data::DataArgs},
     recipe::Recipe,
-    stages::{self, context::{Context, Outcome}},
+    export,
+    stages::{
+        self,
+        context::{Context, Outcome},
+        finish,
+    },
     stop::Stop,
     threads,
 };
+
+/// Training makes and frees large tensors all the time; the system's allocator gives each back to the kernel at once.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Trains an SDXL model on drawn scenes, as its recipe says. Stages follow one another: data, vae, base, refiner, export.
 #[derive(Parser)]
@@ -22,8 +32,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Draw the scenes and their captions
-    Data(StageArgs),
+    /// Draw a sheet of training pictures, and print their captions and conditioning
+    Data(DataArgs),
     /// Train the autoencoder
     Vae(TrainArgs),
     /// Train the base denoiser and both text encoders
@@ -31,7 +41,7 @@ enum Command {
     /// Train the refiner
     Refiner(TrainArgs),
     /// Write the finished model in the layout that diffusers and `sdxl up` load
-    Export(StageArgs),
+    Export(ExportArgs),
     /// Measure the finished model
     Evaluate(StageArgs),
 }
@@ -53,6 +63,18 @@ struct TrainArgs {
     /// Stop after this time, with a checkpoint to go on from
     #[arg(long, value_name = "MINUTES", value_parser = minutes)]
     max_minutes: Option<f64>,
+    /// Go on from earlier stages as they are, though they are not finished
+    #[arg(long)]
+    unfinished: bool,
+}
+
+#[derive(clap::Args)]
+struct ExportArgs {
+    #[command(flatten)]
+    train: TrainArgs,
+    /// Folder to write `base` and `refiner` to
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -65,15 +87,31 @@ fn minutes(text: &str) -> Result<f64, String> {
 fn main() -> anyhow::Result<()> {
     let command = Args::parse().command;
     match &command {
+        Command::Data(args) => commands::data::data(args),
         Command::Vae(args) => train(args, stages::vae::train),
+        Command::Base(args) => train(args, stages::base::train),
+        Command::Refiner(args) => train(args, stages::refiner::train),
+        Command::Export(args) => write(args),
         _ => bail!("not written yet"),
     }
 }
 
-fn train(args: &TrainArgs, stage: impl Fn(&Context) -> Result<Outcome, TrainError>) -> anyhow::Result<()> {
+fn context(args: &TrainArgs) -> anyhow::Result<Context> {
     threads::one_thread_per_kernel().context("starting anew with one thread per kernel")?;
     let recipe = Recipe::open(&args.stage.recipe)?;
     let stop = Stop::on_signals()?.within(args.max_minutes);
-    stage(&Context { recipe, out: args.stage.out.clone(), stop })?;
+    Ok(Context { recipe, out: args.stage.out.clone(), stop, unfinished: args.unfinished })
+}
+
+fn train(args: &TrainArgs, stage: impl Fn(&Context) -> Result<Outcome, TrainError>) -> anyhow::Result<()> {
+    stage(&context(args)?)?;
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the command's result")]
+fn write(args: &ExportArgs) -> anyhow::Result<()> {
+    let context = context(&args.train)?;
+    let sizes = export::export(&context.recipe, &finish::parts(&context)?, &args.model)?;
+    println!("{sizes}");
     Ok(())
 }

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     TrainError,
     optimizer::{AdamW, Decay, Schedule},
+    vocabulary::Vocabulary,
 };
 
 /// What is trained in one run.
@@ -83,6 +84,13 @@ pub struct Model {
     pub name: String,
     /// The seed of all that is random.
     pub seed: u64,
+    /// Token embeddings of each text encoder: as many as the captions' grammar needs, or more.
+    #[serde(default = "default_vocab_size")]
+    pub vocab_size: usize,
+}
+
+fn default_vocab_size() -> usize {
+    Vocabulary::new().len()
 }
 
 /// `[data]`
@@ -206,6 +214,17 @@ pub struct Denoiser {
     pub max_grad_norm: f64,
     /// Decay of matrices, in units of the learning rate.
     pub weight_decay: f64,
+    /// Whether pictures that were small and enlarged are left out: the first of the three models that the paper
+    /// compares in section 2.2.
+    #[serde(default)]
+    pub only_large_originals: bool,
+    /// Whether the denoiser is told `original_size`; without, the second of them.
+    #[serde(default = "default_size_conditioning")]
+    pub size_conditioning: bool,
+}
+
+fn default_size_conditioning() -> bool {
+    true
 }
 
 /// `[training]`
@@ -266,9 +285,9 @@ impl Recipe {
         let Self { model, data, vae, text_encoder, text_encoder_2, base, refiner, training } = self;
         let own = match stage {
             Stage::Vae | Stage::VaeDecoder => Value::Null,
-            Stage::Base => json!([text_encoder, text_encoder_2, base]),
+            Stage::Base => json!([model.vocab_size, text_encoder, text_encoder_2, base]),
             // It sees no first encoder, but the second was trained beside it.
-            Stage::Refiner => json!([text_encoder, text_encoder_2, base, refiner]),
+            Stage::Refiner => json!([model.vocab_size, text_encoder, text_encoder_2, base, refiner]),
         };
         let content = json!([stage.name(), model.seed, data, vae, own, training.precision]);
         Sha256::digest(content.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()

@@ -277,6 +277,15 @@ impl Snapshot {
         Self(self.0.iter().filter_map(strip).collect())
     }
 
+    /// Adds all there is to `hash`.
+    pub(crate) fn digest(&self, hash: &mut sha2::Sha256) {
+        use sha2::Digest;
+        for (name, shape, values) in &self.0 {
+            hash.update(format!("{name} {shape:?}"));
+            values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        }
+    }
+
     /// Writes a safetensors file; it has its name only when it is whole.
     ///
     /// # Errors

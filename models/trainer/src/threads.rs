@@ -82,6 +82,8 @@ pub fn one_thread_per_kernel() -> io::Result<()> {
     }
     let mut again = Command::new(env::current_exe()?);
     again.args(env::args_os().skip(1)).env(THREADS, "1").env(CANDLE_THREADS, "1");
+    // The allocator keeps what it has: the next step needs as much again.
+    again.env("MIMALLOC_PURGE_DELAY", "-1");
     Err(again.exec())
 }
 

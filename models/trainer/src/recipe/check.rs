@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Data, Denoiser, Recipe, TextEncoder2, Vae};
-use crate::TrainError;
+use crate::{TrainError, vocabulary::Vocabulary};
 
 /// Pixels of a latent's side.
 const LATENT: usize = 8;
@@ -26,6 +26,7 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), TrainError> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let name = &recipe.model.name;
     model.that(!name.is_empty() && name.chars().all(plain), "name", name, "of a-z, 0-9 and -")?;
+    model.range("vocab_size", recipe.model.vocab_size, Vocabulary::new().len()..)?;
 
     check_data(&section("data"), recipe)?;
     check_vae(&section("vae"), &recipe.vae, &recipe.data)?;

@@ -31,7 +31,11 @@ fn a_recipe_is_read_from_its_file() {
 #[test]
 fn what_does_not_parse_is_told_in_one_line() {
     let cases = [
-        ("seed = 1\n", "seed = 1\nsed = 2\n", "tiny.toml:4: unknown field `sed`, expected `name` or `seed`"),
+        (
+            "seed = 1\n",
+            "seed = 1\nsed = 2\n",
+            "tiny.toml:4: unknown field `sed`, expected one of `name`, `seed`, `vocab_size`",
+        ),
         ("seed = 1\n", "", "missing field `seed`"),
         ("seed = 1\n", "seed = -1\n", "tiny.toml:3: invalid value: integer `-1`, expected u64"),
         ("seed = 1\n", "seed = \"x\"\n", "tiny.toml:3: invalid type: string \"x\", expected u64"),
@@ -90,6 +94,17 @@ fn a_value_out_of_range_is_told_with_its_range() {
     for (old, new, expected) in cases {
         assert_eq!(complaint(old, new), format!("tiny.toml: {expected}"));
     }
+}
+
+#[test]
+fn the_vocabulary_has_room_for_the_grammar() {
+    let needed = Vocabulary::new().len();
+    assert_eq!(parse(RECIPE).unwrap().model.vocab_size, needed);
+    let sized = |size: usize| format!("seed = 1\nvocab_size = {size}\n");
+    let larger = parse(&RECIPE.replacen("seed = 1\n", &sized(needed + 1), 1)).unwrap();
+    assert_eq!(larger.model.vocab_size, needed + 1);
+    let few = complaint("seed = 1\n", &sized(500));
+    assert_eq!(few, format!("tiny.toml: model.vocab_size = 500: must be at least {needed}"));
 }
 
 #[test]

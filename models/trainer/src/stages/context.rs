@@ -5,12 +5,12 @@ use std::path::PathBuf;
 pub use crate::run::Outcome;
 use crate::{
     TrainError,
-    checkpoint::Identity,
-    optimizer::AdamW,
+    checkpoint::{Checkpoints, Identity},
+    optimizer::{AdamW, Optimizer},
     recipe::{Recipe, Stage},
     run::{Run, Settings},
     stop::Stop,
-    store::ParameterStore,
+    store::{ParameterStore, Snapshot},
     threads::Team,
 };
 
@@ -23,6 +23,8 @@ pub struct Context {
     pub out: PathBuf,
     /// When to stop before the end.
     pub stop: Stop,
+    /// Whether to go on from stages that are not finished.
+    pub unfinished: bool,
 }
 
 impl Context {
@@ -30,6 +32,30 @@ impl Context {
     #[must_use]
     pub fn folder(&self, stage: Stage) -> PathBuf {
         self.out.join(stage.name())
+    }
+
+    /// The averaged weights of a stage that has done all its `steps`; `store` is one of its networks, and is changed.
+    ///
+    /// # Errors
+    /// The stage is not finished, or its checkpoint is damaged or another recipe's.
+    pub fn average(
+        &self,
+        stage: Stage,
+        steps: u64,
+        store: &ParameterStore,
+        adamw: AdamW,
+    ) -> Result<Snapshot, TrainError> {
+        let mut optimizer = Optimizer::new(adamw, store)?;
+        let checkpoints = Checkpoints::new(&self.folder(stage), self.identity(stage));
+        let done = checkpoints.resume(store, &mut optimizer)?.map_or(0, |progress| progress.step);
+        if done < steps && !self.unfinished {
+            return Err(TrainError::Unfinished { path: self.folder(stage), stage: stage.name() });
+        }
+        Ok(optimizer.ema(store))
+    }
+
+    fn identity(&self, stage: Stage) -> Identity {
+        Identity { stage, fingerprint: self.recipe.fingerprint(stage) }
     }
 
     /// Takes up a stage, or begins it.
@@ -43,10 +69,9 @@ impl Context {
         store: ParameterStore,
         adamw: AdamW,
     ) -> Result<Run, TrainError> {
-        let identity = Identity { stage, fingerprint: self.recipe.fingerprint(stage) };
         let settings = Settings {
             folder: self.folder(stage),
-            identity,
+            identity: self.identity(stage),
             steps,
             checkpoint_every: self.recipe.training.checkpoint_every,
             log_every: self.recipe.training.log_every,

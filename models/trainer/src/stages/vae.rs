@@ -16,7 +16,7 @@ use crate::{
     random,
     recipe::{Recipe, Stage, Vae},
     run::Run,
-    store::{Initialisation, ParameterStore},
+    store::{Initialisation, ParameterStore, Snapshot},
 };
 
 /// Trains until both parts are done or it is time to stop.
@@ -33,6 +33,19 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
         return Ok(outcome);
     }
     decoder(context, &config, &run)
+}
+
+/// The averaged weights of the finished autoencoder, and its config with a scaling factor of 1.
+///
+/// # Errors
+/// The stage is not finished, or its checkpoint is damaged.
+pub fn finished(context: &Context) -> Result<(Snapshot, VaeConfig), TrainError> {
+    let recipe = &context.recipe;
+    let config = super::configs::vae(recipe, 1.0)?;
+    let (store, _) = build(recipe.model.seed, &config)?;
+    let stage = if recipe.vae.decoder_steps > 0 { Stage::VaeDecoder } else { Stage::Vae };
+    let steps = if recipe.vae.decoder_steps > 0 { recipe.vae.decoder_steps } else { recipe.vae.steps };
+    Ok((context.average(stage, steps, &store, recipe.vae.adamw(steps))?, config))
 }
 
 /// The decoder goes on from the averaged weights; the encoder is the average, and stays.

@@ -14,7 +14,7 @@ use tokio::process::Command;
 /// What makes random checkpoints.
 const MAKER: &str = "sdxl-checkpoint";
 /// Where the shipped model is in the repository, and in an installation beside the executables.
-const SHIPPED: &str = "models/shipped";
+const SHIPPED: &str = "models/shapes";
 /// The random model's name in the cache. Another version may make other weights.
 const RANDOM: &str = concat!("random-micro-seed0-", env!("CARGO_PKG_VERSION"));
 /// The file that makes a folder a pipeline's.

@@ -79,11 +79,24 @@ impl ClipTextConfig {
     /// The file is missing or broken, an activation is unknown, or sizes contradict each other.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
-        let file: File = read_json(&path)?;
+        Self::check(read_json(&path)?, &path)
+    }
+
+    /// Reads the text of a `config.json`; `path` is only named in errors.
+    ///
+    /// # Errors
+    /// As [`ClipTextConfig::load`].
+    pub fn from_json(text: &str, path: &Path) -> Result<Self, ModelError> {
+        let file = serde_json::from_str(text)
+            .map_err(|e| ModelError::ParseConfig { path: path.to_owned(), why: e.to_string() })?;
+        Self::check(file, path)
+    }
+
+    fn check(file: File, path: &Path) -> Result<Self, ModelError> {
         let hidden_act = match file.hidden_act.as_str() {
             "quick_gelu" => HiddenAct::QuickGelu,
             "gelu" => HiddenAct::Gelu,
-            other => return Err(ModelError::unsupported(&path, "hidden_act", other, "quick_gelu, gelu")),
+            other => return Err(ModelError::unsupported(path, "hidden_act", other, "quick_gelu, gelu")),
         };
         let projection_dim = file.projection_dim.unwrap_or(file.hidden_size);
         for (key, value, least) in [
@@ -96,17 +109,17 @@ impl ClipTextConfig {
             ("max_position_embeddings", file.max_position_embeddings, 3),
         ] {
             if value < least || value > 1 << 24 {
-                return Err(ModelError::unsupported(&path, key, value, &format!("{least}..=16777216")));
+                return Err(ModelError::unsupported(path, key, value, &format!("{least}..=16777216")));
             }
         }
         if !file.hidden_size.is_multiple_of(file.num_attention_heads) {
             let why =
                 format!("{} heads do not divide hidden_size {}", file.num_attention_heads, file.hidden_size);
-            return Err(ModelError::contradicting(&path, "num_attention_heads", why));
+            return Err(ModelError::contradicting(path, "num_attention_heads", why));
         }
         if !(file.layer_norm_eps.is_finite() && file.layer_norm_eps > 0.0) {
             return Err(ModelError::unsupported(
-                &path,
+                path,
                 "layer_norm_eps",
                 file.layer_norm_eps,
                 "a positive number",

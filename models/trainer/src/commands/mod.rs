@@ -1,0 +1,3 @@
+//! Commands that train nothing.
+
+pub mod data;

@@ -1,0 +1,3 @@
+//! Measures an exported model.
+
+pub mod draw;

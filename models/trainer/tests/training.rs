@@ -1,0 +1,129 @@
+//! Training as it is run: the real program on a recipe that is small enough.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use safetensors::SafeTensors;
+
+fn recipe() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/smoke.toml")
+}
+
+fn command(stage: &str, recipe: &Path, out: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sdxl-train"));
+    command.arg(stage).arg("--recipe").arg(recipe).arg("--out").arg(out);
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn train(stage: &str, recipe: &Path, out: &Path) {
+    let output = command(stage, recipe, out).output().unwrap();
+    assert!(output.status.success(), "{stage}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Loss of each step, from the file beside the checkpoints.
+fn losses(folder: &Path) -> Vec<f32> {
+    let text = fs::read_to_string(folder.join("loss.csv")).unwrap();
+    text.lines().skip(1).map(|line| line.split(',').nth(1).unwrap().parse().unwrap()).collect()
+}
+
+fn mean(values: &[f32]) -> f32 {
+    values.iter().sum::<f32>() / values.len() as f32
+}
+
+/// Weights, averages and moments of the latest checkpoint.
+fn state(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = fs::read(folder.join("latest.safetensors")).unwrap();
+    let mut tensors: Vec<_> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (name, view.data().to_vec()))
+        .collect();
+    tensors.sort();
+    tensors
+}
+
+/// The recipe with other numbers for some keys of a section.
+fn altered(out: &Path, changes: &[(&str, &str)]) -> PathBuf {
+    let mut text = fs::read_to_string(recipe()).unwrap();
+    for (from, to) in changes {
+        assert!(text.contains(from), "{from} is not in the recipe");
+        text = text.replacen(from, to, 1);
+    }
+    fs::create_dir_all(out).unwrap();
+    let path = out.join("recipe.toml");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+fn wait_for(path: &Path, child: &mut Child) {
+    let started = Instant::now();
+    while !path.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it wrote {}", path.display());
+        assert!(started.elapsed() < Duration::from_secs(300), "{} is never written", path.display());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_to_identical_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+    let changes = [("steps = 500", "steps = 30"), ("decoder_steps = 200", "decoder_steps = 0"),
+        ("warmup = 50", "warmup = 5"), ("anchor_steps = 300", "anchor_steps = 20"),
+        ("checkpoint_every = 40", "checkpoint_every = 8")];
+    let recipe = altered(folder.path(), &changes);
+    train("vae", &recipe, &whole);
+
+    let mut child = command("vae", &recipe, &killed).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(&killed.join("vae/previous.safetensors"), &mut child);
+    child.kill().unwrap(); // SIGKILL: nothing is saved on the way out
+    child.wait().unwrap();
+    train("vae", &recipe, &killed);
+
+    assert_eq!(losses(&whole.join("vae")), losses(&killed.join("vae")));
+    for ((name, whole), (_, resumed)) in state(&whole.join("vae")).into_iter().zip(state(&killed.join("vae"))) {
+        assert!(whole == resumed, "{name} differs");
+    }
+}
+
+#[test]
+fn bad_input_is_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    for (change, message) in [
+        (("seed = 1", "seed = 1\nsead = 2"), "recipe.toml:4: unknown field `sead`, expected one of `name`, `seed`"),
+        (("sample_size = 64", "sample_size = 60"), "data.sample_size = 60: must be a multiple of 64"),
+    ] {
+        let recipe = altered(folder.path(), &[change]);
+        let output = command("vae", &recipe, folder.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.trim().lines().count() == 1, "{said}");
+        assert!(said.contains(message), "{said}");
+    }
+}
+
+/// `make model-smoke`: some minutes.
+#[test]
+#[ignore = "takes minutes: make model-smoke"]
+fn every_stage_learns_from_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path();
+    for (stage, part, bound) in [
+        ("vae", "vae", 0.35),
+        ("vae", "vae_decoder", 0.30),
+        ("base", "base", 0.55),
+        ("refiner", "refiner", 0.90),
+    ] {
+        train(stage, &recipe(), out);
+        let losses = losses(&out.join(part));
+        let (first, last) = (mean(&losses[..5]), mean(&losses[losses.len() - 20..]));
+        println!("{part}: loss {first:.3} at first, {last:.3} in the end");
+        assert!(last < bound && last < 0.9 * first, "{part}: {first} -> {last}, not below {bound}");
+    }
+}
