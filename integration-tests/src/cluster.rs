@@ -32,7 +32,7 @@ impl ClusterConfig {
     pub fn new(made: &Made) -> Self {
         Self {
             base: made.base(),
-            refiner: Some(made.refiner()),
+            refiner: made.refiner().is_dir().then(|| made.refiner()),
             base_unets: 1,
             vaes: 1,
             denoiser_flags: Vec::new(),

@@ -23,20 +23,10 @@ async fn micro() {
     check("micro").await;
 }
 
-/// The model that ships with the project.
-#[tokio::test]
-async fn shapes() {
-    check_against("shapes", &Made::shipped()).await;
-}
-
 async fn check(variant: &str) {
-    check_against(variant, &Made::of(variant, 0)).await;
-}
-
-async fn check_against(variant: &str, made: &Made) {
-    let golden = Golden::open(variant);
-    golden.check_weights(made);
-    let (config, _folders) = golden.cluster_config(made);
+    let (golden, made) = (Golden::open(variant), Made::of(variant, 0));
+    golden.check_weights(&made);
+    let (config, _folders) = golden.cluster_config(&made);
     let cluster = Cluster::start(&config);
     let mut wrong = String::new();
     parts(&golden, &cluster, &mut wrong).await;

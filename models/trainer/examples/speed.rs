@@ -35,6 +35,10 @@ const VAE: &str = r#"{"block_out_channels": [32, 64, 64, 64], "layers_per_block"
     "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
     "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
 
+/// As `sdxl-train`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Loss = Box<dyn Fn(&Shard<'_>) -> Result<Tensor, TrainError> + Sync>;
 
 fn draw(shape: &[usize]) -> Result<Tensor, TrainError> {
@@ -99,7 +103,8 @@ fn main() -> anyhow::Result<()> {
     let (value, gradients) = step()?;
     let mut sum = 0.0;
     for (i, parameter) in store.parameters().iter().enumerate() {
-        let squares = gradients.values(i)?.unwrap_or_default().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+        let squares =
+            gradients.values(i)?.unwrap_or_default().iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         if env::var_os("NORMS").is_some() {
             writeln!(stdout(), "{} {:.6e}", parameter.name(), squares.sqrt())?;
         }

@@ -1,8 +1,11 @@
-//! Tells what a picture shows, to judge whether it is what was asked for. It learns from true renderings alone, so it
-//! knows nothing of the model that it judges, and its own mistakes on renderings it has not seen are counted first.
+//! Tells what a picture shows, to judge whether it is what was asked for. A network that learnt from true renderings
+//! alone says what colour fills each cell; the shape is the one whose outline fits that colour's pixels best. So it knows
+//! nothing of the model that it judges, and its own mistakes on renderings it has not seen are counted first.
 
 mod examples;
+mod mask;
 mod network;
+mod outline;
 mod reading;
 mod training;
 mod truth;
@@ -12,6 +15,7 @@ use std::{fs, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use network::Network;
+use outline::Outlines;
 pub use reading::{Found, Reading};
 use sdxl_scenes::{Facts, Scene};
 use serde_json::json;
@@ -67,6 +71,7 @@ impl Raster {
 #[derive(Clone, Debug)]
 pub struct Classifier {
     network: Network,
+    outlines: Outlines,
     /// Of what it has learnt from, and so what to judge by it.
     recipe: Recipe,
 }
@@ -104,7 +109,7 @@ impl Classifier {
 
     fn of_store(recipe: &Recipe, store: &ParameterStore) -> Result<Self, TrainError> {
         let network = Network::new(&store.frozen()?.var_builder(DType::F32)?)?;
-        Ok(Self { network, recipe: recipe.clone() })
+        Ok(Self { network, outlines: Outlines::new(), recipe: recipe.clone() })
     }
 
     /// What each picture shows.
@@ -114,7 +119,8 @@ impl Classifier {
     pub fn read(&self, pictures: &[Raster]) -> Result<Vec<Reading>, TrainError> {
         let mut readings = Vec::with_capacity(pictures.len());
         for batch in batches(pictures) {
-            readings.extend(reading::read(batch, &self.network.forward(&tensor(batch)?)?)?);
+            let logits = self.network.forward(&tensor(batch)?)?;
+            readings.extend(reading::read(batch, &logits, &self.outlines)?);
         }
         Ok(readings)
     }
@@ -160,8 +166,7 @@ fn fingerprint(recipe: &Recipe) -> String {
 }
 
 fn save(store: &ParameterStore, path: &Path, fingerprint: String) -> Result<(), TrainError> {
-    let values: Vec<_> =
-        store.parameters().iter().map(|p| p.values()).collect::<candle_core::Result<_>>()?;
+    let values: Vec<_> = store.parameters().iter().map(|p| p.values()).collect::<candle_core::Result<_>>()?;
     let entries: Vec<_> = store
         .parameters()
         .iter()

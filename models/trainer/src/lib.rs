@@ -5,9 +5,11 @@
 //! was interrupted and resumed gives the bits of one that was not.
 
 pub mod checkpoint;
+pub mod classifier;
 pub mod commands;
 pub mod data;
 mod error;
+pub mod evaluate;
 pub mod export;
 pub mod gradients;
 pub mod noise;

@@ -1,14 +1,15 @@
 //! `sdxl-train`: trains a model by its recipe, stage by stage.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use sdxl_trainer::{
     TrainError,
     commands::{self, data::DataArgs},
-    recipe::Recipe,
+    evaluate::{self, EvaluateArgs},
     export,
+    recipe::Recipe,
     stages::{
         self,
         context::{Context, Outcome},
@@ -43,7 +44,7 @@ enum Command {
     /// Write the finished model in the layout that diffusers and `sdxl up` load
     Export(ExportArgs),
     /// Measure the finished model
-    Evaluate(StageArgs),
+    Evaluate(EvaluateArgs),
 }
 
 #[derive(clap::Args)]
@@ -84,16 +85,31 @@ fn minutes(text: &str) -> Result<f64, String> {
     }
 }
 
-fn main() -> anyhow::Result<()> {
-    let command = Args::parse().command;
-    match &command {
+fn main() -> ExitCode {
+    match run(&Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "a command line's last word")]
+            let () = eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
         Command::Data(args) => commands::data::data(args),
         Command::Vae(args) => train(args, stages::vae::train),
         Command::Base(args) => train(args, stages::base::train),
         Command::Refiner(args) => train(args, stages::refiner::train),
         Command::Export(args) => write(args),
-        _ => bail!("not written yet"),
+        Command::Evaluate(args) => evaluate(args),
     }
+}
+
+fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
+    threads::one_thread_per_kernel().context("starting anew with one thread per kernel")?;
+    evaluate::evaluate(args)
 }
 
 fn context(args: &TrainArgs) -> anyhow::Result<Context> {

@@ -289,6 +289,10 @@ impl Recipe {
             // It sees no first encoder, but the second was trained beside it.
             Stage::Refiner => json!([model.vocab_size, text_encoder, text_encoder_2, base, refiner]),
         };
+        let mut data = json!(data);
+        if let (Stage::Vae | Stage::VaeDecoder, Some(data)) = (stage, data.as_object_mut()) {
+            data.remove("dataset_size"); // it sees every picture once
+        }
         let content = json!([stage.name(), model.seed, data, vae, own, training.precision]);
         Sha256::digest(content.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
     }

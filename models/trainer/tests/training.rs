@@ -1,4 +1,5 @@
 //! Training as it is run: the real program on a recipe that is small enough.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as tests do")]
 
 use std::{
     fs,
@@ -75,9 +76,13 @@ fn wait_for(path: &Path, child: &mut Child) {
 fn a_killed_run_resumes_to_identical_weights() {
     let folder = tempfile::tempdir().unwrap();
     let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
-    let changes = [("steps = 500", "steps = 30"), ("decoder_steps = 200", "decoder_steps = 0"),
-        ("warmup = 50", "warmup = 5"), ("anchor_steps = 300", "anchor_steps = 20"),
-        ("checkpoint_every = 40", "checkpoint_every = 8")];
+    let changes = [
+        ("steps = 500", "steps = 30"),
+        ("decoder_steps = 200", "decoder_steps = 0"),
+        ("warmup = 50", "warmup = 5"),
+        ("anchor_steps = 300", "anchor_steps = 20"),
+        ("checkpoint_every = 40", "checkpoint_every = 8"),
+    ];
     let recipe = altered(folder.path(), &changes);
     train("vae", &recipe, &whole);
 
@@ -88,7 +93,8 @@ fn a_killed_run_resumes_to_identical_weights() {
     train("vae", &recipe, &killed);
 
     assert_eq!(losses(&whole.join("vae")), losses(&killed.join("vae")));
-    for ((name, whole), (_, resumed)) in state(&whole.join("vae")).into_iter().zip(state(&killed.join("vae"))) {
+    for ((name, whole), (_, resumed)) in state(&whole.join("vae")).into_iter().zip(state(&killed.join("vae")))
+    {
         assert!(whole == resumed, "{name} differs");
     }
 }
@@ -97,7 +103,10 @@ fn a_killed_run_resumes_to_identical_weights() {
 fn bad_input_is_one_line() {
     let folder = tempfile::tempdir().unwrap();
     for (change, message) in [
-        (("seed = 1", "seed = 1\nsead = 2"), "recipe.toml:4: unknown field `sead`, expected one of `name`, `seed`"),
+        (
+            ("seed = 1", "seed = 1\nsead = 2"),
+            "recipe.toml:5: unknown field `sead`, expected one of `name`, `seed`",
+        ),
         (("sample_size = 64", "sample_size = 60"), "data.sample_size = 60: must be a multiple of 64"),
     ] {
         let recipe = altered(folder.path(), &[change]);

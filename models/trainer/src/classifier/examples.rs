@@ -52,7 +52,7 @@ impl Example {
     }
 }
 
-fn place<T: PartialEq>(list: &[T], item: T) -> usize {
+fn place<T: PartialEq + Copy>(list: &[T], item: T) -> usize {
     list.iter().position(|other| *other == item).unwrap_or_default()
 }
 

@@ -42,6 +42,7 @@ fn trunk() -> VaeConfig {
 pub(super) struct Network {
     trunk: VaeEncoder,
     colours: Linear,
+    /// Asked in training only, so that the features know shapes.
     shapes: Linear,
     background: Linear,
 }

@@ -1,4 +1,5 @@
-//! From what the network says of each cell to objects: what each is, and by its pixels where it is and how large.
+//! From what the network says of each cell to objects: its cells say what colours there are, their pixels where each
+//! object is, how large, and of which shape.
 
 use candle_core::{D, DType};
 use candle_nn::ops::softmax;
@@ -6,14 +7,16 @@ use sdxl_scenes::{Colour, Shape};
 
 use super::{
     Raster,
-    network::{CELL, COLOURS, Logits, SHAPES},
+    mask::{self, Mask},
+    network::Logits,
+    outline::{Fit, Outlines},
 };
 use crate::TrainError;
 
-/// Cells that make an object: the smallest ones fill six.
-const LEAST_CELLS: f32 = 2.5;
-/// The area of every shape, about, in squared radii.
-const AREA: f32 = 1.97;
+/// Cells that make an object: the smallest one fills three at least.
+const LEAST_CELLS: f32 = 2.0;
+/// Its radius at least, as a fraction of the shorter side: the seam of two colours can look like a third.
+const LEAST_RADIUS: f32 = 0.12;
 
 /// What a picture shows.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,13 +32,15 @@ pub struct Reading {
 pub struct Found {
     /// Its colour.
     pub colour: Colour,
-    /// Its shape.
+    /// The shape that fits best.
     pub shape: Shape,
+    /// How well: pixels in both object and outline, as a share of those in either.
+    pub likeness: f32,
     /// The centre of its pixels, as fractions of width and height.
     pub centre: [f32; 2],
     /// Its pixels, as a fraction of all.
     pub area: f32,
-    /// The radius that it would have with this area, as a fraction of the shorter side.
+    /// The radius of its shape with this area, as a fraction of the shorter side.
     pub radius: f32,
     /// Whether it keeps clear of the picture's border.
     pub whole: bool,
@@ -50,110 +55,53 @@ impl Reading {
 }
 
 /// Reads pictures of one size by their logits.
-pub(super) fn read(pictures: &[Raster], logits: &Logits) -> Result<Vec<Reading>, TrainError> {
+pub(super) fn read(
+    pictures: &[Raster],
+    logits: &Logits,
+    outlines: &Outlines,
+) -> Result<Vec<Reading>, TrainError> {
     let colours = softmax(&logits.colours, D::Minus1)?.to_dtype(DType::F32)?.to_vec3::<f32>()?;
-    let shapes = softmax(&logits.shapes, D::Minus1)?.to_dtype(DType::F32)?.to_vec3::<f32>()?;
     let backgrounds = logits.background.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let cells = colours.iter().zip(&shapes);
-    let pictures = pictures.iter().zip(cells).zip(backgrounds);
+    let pictures = pictures.iter().zip(&colours).zip(backgrounds);
     Ok(pictures
-        .map(|((picture, (colours, shapes)), background)| {
-            let background = Colour::OF_BACKGROUNDS[background as usize];
-            objects(picture, background, colours, shapes)
+        .map(|((picture, cells), background)| {
+            objects(picture, Colour::OF_BACKGROUNDS[background as usize], cells, outlines)
         })
         .collect())
 }
 
-pub(super) fn objects(picture: &Raster, background: Colour, colours: &[Vec<f32>], shapes: &[Vec<f32>]) -> Reading {
-    let mut things: Vec<(Colour, Shape, f32)> = Vec::new();
+/// `cells` has the probability of each object's colour in each cell.
+pub(super) fn objects(
+    picture: &Raster,
+    background: Colour,
+    cells: &[Vec<f32>],
+    outlines: &Outlines,
+) -> Reading {
+    let (mut palette, mut filled) = (Vec::new(), Vec::new());
     for (i, colour) in Colour::OF_OBJECTS.into_iter().enumerate() {
-        let cells: f32 = colours.iter().map(|cell| cell[i]).sum();
-        if cells >= LEAST_CELLS {
-            // Every cell votes, by how sure it is to be of this object.
-            let votes = |shape: usize| -> f32 { colours.iter().zip(shapes).map(|(c, s)| c[i] * s[shape]).sum() };
-            let best = (0..SHAPES - 1).max_by(|a, b| votes(*a).total_cmp(&votes(*b))).unwrap_or_default();
-            things.push((colour, Shape::ALL[best], cells));
+        if cells.iter().map(|cell| cell[i]).sum::<f32>() >= LEAST_CELLS {
+            palette.push(colour);
+            filled.push(cells.iter().map(|cell| cell[i] > 0.4).collect());
         }
     }
-    things.sort_by(|a, b| b.2.total_cmp(&a.2));
-    let mut masks = vec![Mask::default(); things.len()];
-    let palette: Vec<_> = things.iter().map(|(colour, ..)| *colour).collect();
-    let [height, width] = picture.size;
-    let near = near_objects(colours, width / CELL);
-    for row in 0..height {
-        for column in 0..width {
-            if near[row / CELL * (width / CELL) + column / CELL]
-                && let Some(object) = nearest(picture.at(row, column), background, &palette)
-            {
-                masks[object].add([row, column], picture.size);
-            }
-        }
+    let masks = mask::masks(picture, background, &palette, &filled);
+    let found = palette.iter().zip(&masks).map(|(colour, mask)| found_by(*colour, mask, outlines));
+    let mut objects: Vec<_> = found.filter(|found| found.radius >= LEAST_RADIUS).collect();
+    objects.sort_by(|a, b| b.area.total_cmp(&a.area));
+    Reading { background, objects }
+}
+
+fn found_by(colour: Colour, mask: &Mask, outlines: &Outlines) -> Found {
+    let [height, width] = mask.size();
+    let [x, y] = mask.centre();
+    let Fit { shape, likeness, radius } = outlines.best(mask);
+    Found {
+        colour,
+        shape,
+        likeness,
+        centre: [x / width as f32, y / height as f32],
+        area: mask.pixels() as f32 / (height * width) as f32,
+        radius: radius / height.min(width) as f32,
+        whole: !mask.at_border(),
     }
-    let found = things.iter().zip(&masks).filter(|(_, mask)| mask.pixels > 0);
-    Reading { background, objects: found.map(|(thing, mask)| mask.found(*thing, picture.size)).collect() }
-}
-
-/// The pixels of an object.
-#[derive(Clone, Copy, Debug, Default)]
-struct Mask {
-    pixels: usize,
-    rows: usize,
-    columns: usize,
-    at_border: bool,
-}
-
-impl Mask {
-    fn add(&mut self, [row, column]: [usize; 2], [height, width]: [usize; 2]) {
-        self.pixels += 1;
-        self.rows += row;
-        self.columns += column;
-        self.at_border |= row == 0 || column == 0 || row + 1 == height || column + 1 == width;
-    }
-
-    fn found(&self, (colour, shape, _): (Colour, Shape, f32), [height, width]: [usize; 2]) -> Found {
-        let mean = |sum: usize, side: usize| (sum as f32 / self.pixels as f32 + 0.5) / side as f32;
-        let shorter = height.min(width) as f32;
-        Found {
-            colour,
-            shape,
-            centre: [mean(self.columns, width), mean(self.rows, height)],
-            area: self.pixels as f32 / (height * width) as f32,
-            radius: (self.pixels as f32 / AREA).sqrt() / shorter,
-            whole: !self.at_border,
-        }
-    }
-}
-
-/// Which cells hold an object or have a neighbour that does: only there are pixels looked at.
-fn near_objects(colours: &[Vec<f32>], columns: usize) -> Vec<bool> {
-    let filled: Vec<bool> = colours.iter().map(|cell| cell[COLOURS - 1] < 0.5).collect();
-    let rows = filled.len() / columns.max(1);
-    let around = |place: usize, end: usize| place.saturating_sub(1)..(place + 2).min(end);
-    let near = |row: usize, column: usize| {
-        around(row, rows).any(|row| around(column, columns).any(|column| filled[row * columns + column]))
-    };
-    (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))).map(|(r, c)| near(r, c)).collect()
-}
-
-/// The object whose colour a pixel has, in light or shadow; none for the background.
-fn nearest(pixel: [f32; 3], background: Colour, palette: &[Colour]) -> Option<usize> {
-    // How much white and black is mixed in at most: objects are rounded, backgrounds graded and in their shadows.
-    const OBJECT: [f32; 2] = [0.22, 0.24];
-    const BACKGROUND: [f32; 2] = [0.10, 0.37];
-    let objects = palette.iter().map(|colour| distance(pixel, *colour, OBJECT));
-    let (object, nearest) = objects.enumerate().min_by(|a, b| a.1.total_cmp(&b.1))?;
-    (nearest < distance(pixel, background, BACKGROUND)).then_some(object)
-}
-
-/// Squared distance of a pixel from a colour with up to so much white or black mixed in.
-fn distance(pixel: [f32; 3], colour: Colour, [white, black]: [f32; 2]) -> f32 {
-    let colour = colour.rgb();
-    let along = |end: f32, most: f32| {
-        let towards = colour.map(|v| end - v);
-        let length: f32 = towards.iter().map(|v| v * v).sum();
-        let dot: f32 = (0..3).map(|c| (pixel[c] - colour[c]) * towards[c]).sum();
-        let share = (dot / length.max(1e-6)).clamp(0.0, most);
-        (0..3).map(|c| (pixel[c] - colour[c] - share * towards[c]).powi(2)).sum::<f32>()
-    };
-    along(1.0, white).min(along(0.0, black))
 }

@@ -2,13 +2,12 @@ use sdxl_scenes::{Colour, Sample, Shape, Split, Thing, parse};
 
 use super::*;
 
-/// Shorter than the real training, and enough to see that it learns at all.
 fn recipe() -> Recipe {
     Recipe::parse(include_str!("../../../recipes/shapes.toml"), Path::new("shapes.toml")).unwrap()
 }
 
 fn found(colour: Colour, shape: Shape, centre: [f32; 2], radius: f32) -> Found {
-    Found { colour, shape, centre, area: radius * radius * 2.0, radius, whole: true }
+    Found { colour, shape, likeness: 0.9, centre, area: radius * radius * 2.0, radius, whole: true }
 }
 
 #[test]
@@ -30,10 +29,14 @@ fn each_claim_is_judged_on_its_own() {
     assert_eq!(verdict(Found { colour: Colour::Green, ..right }, Colour::Blue), but(0));
     assert_eq!(verdict(right, Colour::Gray), but(1));
     assert_eq!(verdict(Found { shape: Shape::Star, ..right }, Colour::Blue), but(2));
+    assert_eq!(verdict(Found { likeness: 0.6, ..right }, Colour::Blue), but(2));
     assert_eq!(verdict(Found { centre: [0.4, 0.3], ..right }, Colour::Blue), but(3));
     assert_eq!(verdict(Found { radius: 0.21, ..right }, Colour::Blue), but(4));
     let nothing = Verdict::new(&Reading { background: Colour::Blue, objects: Vec::new() }, &facts);
-    assert_eq!(Aspect::ALL.map(|aspect| nothing.get(aspect) == yes).iter().filter(|right| **right).count(), 1);
+    assert_eq!(
+        Aspect::ALL.map(|aspect| nothing.get(aspect) == yes).iter().filter(|right| **right).count(),
+        1
+    );
 }
 
 #[test]
@@ -58,6 +61,7 @@ fn two_objects_are_told_apart_by_their_colours() {
 #[test]
 fn pixels_say_where_an_object_is_and_how_large() {
     // The network's part is given: every cell as it is labelled.
+    let outlines = Outlines::new();
     for seed in 0..300 {
         let scene = Sample::draw(seed, Split::HeldOut).scene;
         let size = [[128, 128], [160, 96], [96, 160]][seed as usize % 3];
@@ -66,14 +70,13 @@ fn pixels_say_where_an_object_is_and_how_large() {
         let one_hot = |place: usize, len: usize| (0..len).map(|i| f32::from(i == place)).collect::<Vec<_>>();
         let colour = |t: Thing| Colour::OF_OBJECTS.iter().position(|c| *c == t.colour).unwrap();
         let colours: Vec<_> = labels.iter().map(|l| one_hot(of(*l).map_or(8, colour), 9)).collect();
-        let shape = |t: Thing| t.shape as usize;
-        let shapes: Vec<_> = labels.iter().map(|l| one_hot(of(*l).map_or(5, shape), 6)).collect();
         let picture = Raster::of_scene(&scene, size);
-        let reading = reading::objects(&picture, scene.background, &colours, &shapes);
+        let reading = reading::objects(&picture, scene.background, &colours, &outlines);
         assert_eq!(reading.objects.len(), scene.objects.len(), "{scene:?}");
         for object in &scene.objects {
             let found = reading.of_colour(object.thing.colour).unwrap();
-            assert_eq!(found.shape, object.thing.shape);
+            assert_eq!(found.shape, object.thing.shape, "{found:?} {scene:?}");
+            assert!(found.likeness > 0.85, "{found:?} {scene:?}");
             let off = (found.radius / object.radius - 1.0).abs();
             assert!(off < 0.13, "{off} {found:?} {scene:?}");
             // A triangle's pixels lie lower than the middle of its box.

@@ -80,8 +80,11 @@ impl Classifier {
             };
             let pictures: Vec<_> = samples.iter().enumerate().map(picture).collect();
             let readings = self.read(&pictures)?;
-            let verdicts: Vec<_> =
-                readings.iter().zip(&samples).map(|(r, sample)| Verdict::new(r, &all_facts(sample))).collect();
+            let verdicts: Vec<_> = readings
+                .iter()
+                .zip(&samples)
+                .map(|(r, sample)| Verdict::new(r, &all_facts(sample)))
+                .collect();
             for aspect in Aspect::ALL {
                 let told: Vec<_> = verdicts.iter().filter_map(|verdict| verdict.get(aspect)).collect();
                 let right = told.iter().filter(|right| **right).count();

@@ -1,9 +1,12 @@
 //! A caption's claims held against what a picture shows.
 
-use sdxl_scenes::{Facts, Position, Relation, Size};
+use sdxl_scenes::{Facts, Position, Relation, Shape, Size};
 use serde::Serialize;
 
 use super::{Found, Reading};
+
+/// How well an outline fits at least, if the object is to have that shape at all; true renderings reach 0.9.
+const LIKENESS: f32 = 0.75;
 
 /// Which claims are true of a picture; none for what the caption does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,14 +101,14 @@ impl Verdict {
         Self {
             count: reading.objects.len() == 1 + usize::from(pair),
             main_colour: holds(main, &|found| found.colour == facts.main.colour),
-            shape: holds(main, &|found| found.shape == facts.main.shape),
+            shape: holds(main, &|found| is_of(found, facts.main.shape)),
             background: facts.background.map(|colour| reading.background == colour),
             size: facts.size.map(|size| holds(main, &|found| size_of(found) == size)),
             position: facts.position.map(|position| {
                 holds(main, &|found| Position::of(found.centre[0], found.centre[1]) == position)
             }),
             second_colour: second.map(|(_, found)| found.is_some()),
-            second_shape: second.map(|(thing, found)| holds(found, &|found| found.shape == thing.shape)),
+            second_shape: second.map(|(thing, found)| holds(found, &|found| is_of(found, thing.shape))),
             relation: facts.relation.map(|relation| {
                 let both = main.zip(second.and_then(|(_, found)| found));
                 both.is_some_and(|(main, second)| relation_of(main, second) == relation)
@@ -132,6 +135,10 @@ impl Verdict {
             }
         }
     }
+}
+
+fn is_of(found: &Found, shape: Shape) -> bool {
+    found.shape == shape && found.likeness >= LIKENESS
 }
 
 /// The size whose range of radii is nearest.

@@ -15,7 +15,13 @@ use sdxl_models::{
     vae::{VaeConfig, VaeDecoder, to_rgb8},
 };
 
-use crate::{TrainError, classifier::Raster, threads::Team};
+use crate::{
+    TrainError,
+    classifier::Raster,
+    export::{self, Parts},
+    recipe::Recipe,
+    threads::Team,
+};
 
 /// Pictures in one batch.
 const BATCH: usize = 8;
@@ -63,9 +69,14 @@ impl Denoiser {
     }
 
     /// The texts' and sizes' part of a batch: the negative halves, where there is guidance, then the prompts'.
-    fn condition(&self, orders: &[Order], time_ids: [TimeIds; 2]) -> Result<Conditions, TrainError> {
+    fn condition(
+        &self,
+        orders: &[Order],
+        [positive, negative]: [&TimeIds; 2],
+    ) -> Result<Conditions, TrainError> {
         let guided = orders.first().is_some_and(|order| order.options.guidance_scale > 1.0);
-        let texts = orders.iter().map(|order| (self.encode)(&order.caption)).collect::<Result<Vec<_>, _>>()?;
+        let texts =
+            orders.iter().map(|order| (self.encode)(&order.caption)).collect::<Result<Vec<_>, _>>()?;
         let mut halves = Vec::with_capacity(2 * texts.len());
         if guided && !self.zeros_for_no_prompt {
             halves = vec![(self.encode)("")?; texts.len()];
@@ -75,12 +86,14 @@ impl Denoiser {
         }
         halves.extend(texts);
         let stack = |i: usize| Tensor::stack(&halves.iter().map(|half| &half[i]).collect::<Vec<_>>(), 0);
-        let [positive, negative] = time_ids.each_ref().map(TimeIds::as_slice);
         let negatives = halves.len() - orders.len();
-        let ids = (0..halves.len()).flat_map(|i| if i < negatives { negative } else { positive });
+        let ids = (0..halves.len()).flat_map(|i| if i < negatives { negative } else { positive }.as_slice());
         let time_ids = ids.copied().collect::<Vec<_>>();
-        let time_ids = Tensor::from_vec(time_ids, (halves.len(), positive.len()), &Device::Cpu)?;
-        Ok(Conditions { prompt_embeds: stack(0)?, added: AddedConditioning { text_embeds: stack(1)?, time_ids } })
+        let time_ids = Tensor::from_vec(time_ids, (halves.len(), positive.as_slice().len()), &Device::Cpu)?;
+        Ok(Conditions {
+            prompt_embeds: stack(0)?,
+            added: AddedConditioning { text_embeds: stack(1)?, time_ids },
+        })
     }
 
     /// Runs `steps` of a schedule on latents `[B, C, h, w]`: [`sdxl_models::denoise::DenoiseRun`] for many at once.
@@ -100,7 +113,8 @@ impl Denoiser {
             let Conditions { prompt_embeds, added } = conditions;
             let mut predicted = self.unet.forward(&batch, &timesteps, prompt_embeds, added)?;
             if halves > count {
-                let [negative, positive] = [predicted.narrow(0, 0, count)?, predicted.narrow(0, count, count)?];
+                let [negative, positive] =
+                    [predicted.narrow(0, 0, count)?, predicted.narrow(0, count, count)?];
                 predicted = guidance.combine(&negative, &positive)?;
             }
             latents = sampler::step(&schedule.step(i), &latents, &predicted)?;
@@ -206,6 +220,17 @@ impl Painter {
         Ok(Self { base: Denoiser::open(&base)?, refiner, decoder, precision: None })
     }
 
+    /// The model that a training run has come to, as it would be exported.
+    ///
+    /// # Errors
+    /// No folder can be made, or the parts do not fit the recipe.
+    pub fn of_parts(recipe: &Recipe, parts: &Parts) -> Result<Self, TrainError> {
+        let failed = |source| TrainError::WriteFile { path: std::env::temp_dir(), source };
+        let folder = tempfile::tempdir().map_err(failed)?;
+        export::export(recipe, parts, folder.path())?;
+        Self::open(folder.path())
+    }
+
     /// Draws pictures, several at once; those that follow one another with the same options together.
     ///
     /// # Errors
@@ -227,9 +252,8 @@ impl Painter {
     fn draw_batch(&self, orders: &[Order]) -> Result<Vec<Raster>, TrainError> {
         let _scope = self.precision.map(Scope::new);
         let pictures = self.decoder.decode(&self.latents(orders)?)?;
-        let picture = |(i, order): (usize, &Order)| {
-            Ok(Raster::of_rgb8(&to_rgb8(&pictures.i(i)?)?, order.options.size))
-        };
+        let picture =
+            |(i, order): (usize, &Order)| Ok(Raster::of_rgb8(&to_rgb8(&pictures.i(i)?)?, order.options.size));
         orders.iter().enumerate().map(picture).collect()
     }
 
@@ -240,7 +264,7 @@ impl Painter {
         };
         let target = pixels(options.target_size.unwrap_or(options.size));
         let time_ids = TimeIds::base(options.original(), options.crop(), target);
-        let conditions = self.base.condition(orders, [time_ids.clone(), time_ids])?;
+        let conditions = self.base.condition(orders, [&time_ids; 2])?;
         let schedule = self.base.schedule(options.num_inference_steps)?;
         let refined = options.refiner_split.and_then(|split| Some((split, self.refiner.as_ref()?)));
         let end = refined.map_or(schedule.len(), |(split, _)| schedule.split(split));
@@ -250,11 +274,9 @@ impl Painter {
 
         let [score, negative_score] = options.aesthetic_scores;
         // The negative half has no crop, as in the services.
-        let time_ids = [
-            TimeIds::refiner(options.original(), options.crop(), score),
-            TimeIds::refiner(options.original(), CropCoords::default(), negative_score),
-        ];
-        let conditions = refiner.condition(orders, time_ids)?;
+        let positive = TimeIds::refiner(options.original(), options.crop(), score);
+        let negative = TimeIds::refiner(options.original(), CropCoords::default(), negative_score);
+        let conditions = refiner.condition(orders, [&positive, &negative])?;
         let schedule = refiner.schedule(options.num_inference_steps)?;
         let steps = schedule.split(split)..schedule.len();
         refiner.denoise((&schedule, steps), latents, &conditions, options.guidance_scale)
@@ -271,3 +293,6 @@ impl Painter {
         Tensor::stack(&orders.iter().map(noise).collect::<candle_core::Result<Vec<_>>>()?, 0)
     }
 }
+
+#[cfg(test)]
+mod tests;

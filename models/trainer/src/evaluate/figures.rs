@@ -53,9 +53,12 @@ impl Estimate {
         }
         let mut rng = random::stream(0, "bootstrap", 0, count as u64);
         let again = |_| statistic(&mut (0..count).map(|_| rng.random_range(0..count)));
-        let mut values: Vec<f64> = (0..RESAMPLES).map(again).collect();
+        // A sample may happen to have nothing to tell, as a slope of one place.
+        let mut values: Vec<f64> = (0..RESAMPLES).map(again).filter(|value| value.is_finite()).collect();
         values.sort_by(f64::total_cmp);
-        let at = |share: f64| values[((share * RESAMPLES as f64) as usize).min(RESAMPLES - 1)];
+        let last = values.len().saturating_sub(1);
+        let at = |share: f64| values.get(((share * values.len() as f64) as usize).min(last)).copied();
+        let at = |share| at(share).unwrap_or(f64::NAN);
         Self { value, interval: [at(0.025), at(0.975)], count }
     }
 
@@ -100,6 +103,9 @@ mod tests {
         let half = 0.5 * (mean.interval[1] - mean.interval[0]);
         assert!((half - Z / 20.0).abs() < 0.015, "{half}");
         assert!(mean.interval[0] < mean.value && mean.value < mean.interval[1]);
-        assert_eq!(format!("{:.1}", Estimate { value: 1.0, interval: [0.5, 2.0], count: 3 }), "1.0 (0.5 to 2.0)");
+        assert_eq!(
+            format!("{:.1}", Estimate { value: 1.0, interval: [0.5, 2.0], count: 3 }),
+            "1.0 (0.5 to 2.0)"
+        );
     }
 }

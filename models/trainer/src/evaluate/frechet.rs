@@ -49,7 +49,10 @@ mod tests {
 
     fn gaussian(mean: &[f64], covariance: &[f64]) -> Gaussian {
         let n = mean.len();
-        Gaussian { mean: DVector::from_row_slice(mean), covariance: DMatrix::from_row_slice(n, n, covariance) }
+        Gaussian {
+            mean: DVector::from_row_slice(mean),
+            covariance: DMatrix::from_row_slice(n, n, covariance),
+        }
     }
 
     #[test]

@@ -13,7 +13,6 @@ use super::{
     context::{Context, Outcome},
     denoiser::{self, Noised, Steps},
     latents::{Conditions, LatentSet},
-    vae,
 };
 use crate::{
     TrainError,
@@ -46,11 +45,16 @@ pub struct Networks {
 /// The autoencoder is not finished; those of [`crate::run::Run`].
 pub fn train(context: &Context) -> Result<Outcome, TrainError> {
     let recipe = &context.recipe;
-    let (autoencoder, config) = vae::finished(context)?;
-    let set = LatentSet::load_or_make(context, &autoencoder, &config)?;
+    let set = LatentSet::load_or_make(context)?;
     let (store, networks) = build(recipe)?;
     let steps = steps(recipe, &set);
-    let trainer = Trainer { recipe, networks: &networks, steps, schedule: NoiseSchedule::default(), tokenizers: Tokenizers::new(&Vocabulary::new())? };
+    let trainer = Trainer {
+        recipe,
+        networks: &networks,
+        steps,
+        schedule: NoiseSchedule::default(),
+        tokenizers: Tokenizers::new(&Vocabulary::new())?,
+    };
     let mut run = context.run(Stage::Base, recipe.base.all_steps(), store, recipe.base.adamw())?;
     run.train(|step| trainer.steps.samples(step), |shard| trainer.loss(shard))
 }
@@ -73,7 +77,11 @@ fn build(recipe: &Recipe) -> Result<(ParameterStore, Networks), TrainError> {
         let projection = recipe.text_encoder_2.projection_dim;
         Ok(Networks {
             text_encoder: ClipTextModel::new(&vb.pp("text_encoder"), &configs::text_encoder(recipe)?, false)?,
-            text_encoder_2: ClipTextModel::new(&vb.pp("text_encoder_2"), &configs::text_encoder_2(recipe)?, true)?,
+            text_encoder_2: ClipTextModel::new(
+                &vb.pp("text_encoder_2"),
+                &configs::text_encoder_2(recipe)?,
+                true,
+            )?,
             unet: Unet::new(&vb.pp("unet"), &configs::unet(recipe)?)?,
             auxiliary: linear(projection, 4 * CELLS * CELLS, vb.pp("auxiliary"))?,
         })
@@ -116,13 +124,16 @@ impl Trainer<'_> {
             time_ids: time_ids(&conditions, self.recipe.base.size_conditioning)?,
         };
         let prompt_embeds = text.prompt_embeds.broadcast_mul(&kept.unsqueeze(2)?)?;
-        let predicted = self.networks.unet.forward(&noised.latents, &noised.timesteps, &prompt_embeds, &added)?;
+        let predicted =
+            self.networks.unet.forward(&noised.latents, &noised.timesteps, &prompt_embeds, &added)?;
         Ok((denoiser::loss(&predicted, &noised)? + (auxiliary * AUXILIARY_WEIGHT)?)?)
     }
 
     fn encode(&self, conditions: &[&Conditions]) -> Result<Text, TrainError> {
-        let ids = conditions.iter().map(|c| self.tokenizers.ids(&c.caption)).collect::<Result<Vec<_>, _>>()?;
-        let (first, second): (Vec<_>, Vec<_>) = ids.into_iter().map(|[first, second]| (first, second)).unzip();
+        let ids =
+            conditions.iter().map(|c| self.tokenizers.ids(&c.caption)).collect::<Result<Vec<_>, _>>()?;
+        let (first, second): (Vec<_>, Vec<_>) =
+            ids.into_iter().map(|[first, second]| (first, second)).unzip();
         let first = self.networks.text_encoder.forward(&first, 0)?.hidden_states;
         let second = self.networks.text_encoder_2.forward(&second, 0)?;
         let missing = || candle_core::Error::Msg("the second encoder has no projection".into());
@@ -135,7 +146,8 @@ impl Trainer<'_> {
         let (batch, channels, h, w) = noised.clean.dims4()?;
         let (rows, columns) = (h / CELLS, w / CELLS);
         let cells = noised.clean.narrow(2, 0, rows * CELLS)?.narrow(3, 0, columns * CELLS)?;
-        let cells = cells.contiguous()?.avg_pool2d((rows, columns))?.reshape((batch, channels * CELLS * CELLS))?;
+        let cells =
+            cells.contiguous()?.avg_pool2d((rows, columns))?.reshape((batch, channels * CELLS * CELLS))?;
         Ok((self.networks.auxiliary.forward(pooled)? - cells)?.sqr()?.mean_all()?)
     }
 }

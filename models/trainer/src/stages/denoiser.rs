@@ -4,13 +4,7 @@ use candle_core::{Device, Tensor};
 use rand::RngExt;
 
 use super::latents::{Bucket, Conditions, LatentSet};
-use crate::{
-    TrainError,
-    gradients::Shard,
-    noise::NoiseSchedule,
-    random,
-    recipe::Denoiser,
-};
+use crate::{TrainError, gradients::Shard, noise::NoiseSchedule, random, recipe::Denoiser};
 
 /// Latents under noise, and the noise.
 pub(super) struct Noised {
@@ -104,7 +98,8 @@ impl Steps<'_> {
         let (batch, len) = (shard.samples.len(), 4 * h * w);
         let mut rng = random::stream(self.seed, self.label, shard.step, 3 + 2 * shard.index as u64);
         let mut noise = random::normal(&mut rng, batch * len);
-        let offset_noise = if shard.step > self.denoiser.steps { self.denoiser.offset_noise as f32 } else { 0.0 };
+        let offset_noise =
+            if shard.step > self.denoiser.steps { self.denoiser.offset_noise as f32 } else { 0.0 };
         if offset_noise > 0.0 {
             let offsets = random::normal(&mut rng, batch * 4);
             for (plane, offset) in noise.chunks_exact_mut(h * w).zip(offsets) {

@@ -8,7 +8,7 @@ use crate::{TrainError, export::Parts, recipe::Stage};
 /// # Errors
 /// The autoencoder or the base is not finished, or the refiner is begun and not finished.
 pub fn parts(context: &Context) -> Result<Parts, TrainError> {
-    let (vae, config) = vae::finished(context)?;
+    let (vae, _) = vae::finished(context)?;
     let base = base::finished(context)?;
     let has_refiner = context.folder(Stage::Refiner).join("latest.safetensors").is_file();
     Ok(Parts {
@@ -16,7 +16,7 @@ pub fn parts(context: &Context) -> Result<Parts, TrainError> {
         text_encoder_2: base.part("text_encoder_2."),
         unet: base.part("unet."),
         refiner: has_refiner.then(|| refiner::finished(context)).transpose()?,
-        scaling_factor: LatentSet::load_or_make(context, &vae, &config)?.scaling_factor,
+        scaling_factor: LatentSet::load_or_make(context)?.scaling_factor,
         vae,
     })
 }

@@ -1,25 +1,18 @@
 //! The latents that denoisers train on: each picture is encoded once and kept.
 
-use std::{
-    fs,
-    path::Path,
-    time::Instant,
-};
+use std::{fs, path::Path, time::Instant};
 
 use candle_core::{DType, Device, Tensor};
 use half::f16;
-use sdxl_models::{
-    autograd::Scope,
-    vae::{Autoencoder, VaeConfig},
-};
+use sdxl_models::{autograd::Scope, vae::Autoencoder};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::context::Context;
+use super::{context::Context, vae};
 use crate::{
     TrainError,
     data::{Picture, Pictures},
-    recipe::Recipe,
+    recipe::{Data, Recipe},
     store::Snapshot,
     tensor_file::{self, Entry, StoredType, TensorFile},
     threads::Team,
@@ -93,20 +86,25 @@ impl Bucket {
 }
 
 impl LatentSet {
-    /// Reads the set that `autoencoder` made, and makes what is missing of it.
+    /// Reads the set that the finished encoder made, and makes what is missing of it.
     ///
     /// # Errors
-    /// A file cannot be read or written, or it is time to stop.
-    pub fn load_or_make(context: &Context, autoencoder: &Snapshot, config: &VaeConfig) -> Result<Self, TrainError> {
+    /// The encoder is not finished, a file cannot be read or written, or it is time to stop.
+    pub fn load_or_make(context: &Context) -> Result<Self, TrainError> {
         let recipe = &context.recipe;
-        let network = Autoencoder::new(&autoencoder.var_builder(DType::F32)?, config)?;
-        let folder = context.out.join(format!("latents-{}", name(recipe, autoencoder)));
+        let (autoencoder, config) = vae::encoder(context)?;
+        let network = Autoencoder::new(&autoencoder.var_builder(DType::F32)?, &config)?;
+        let folder = context.out.join(format!("latents-{}", name(recipe, &autoencoder)));
         fs::create_dir_all(&folder).map_err(TrainError::writing(&folder))?;
         let pictures = Pictures::new(recipe);
         let sizes = pictures.buckets();
         let mut buckets: Vec<_> = sizes
             .iter()
-            .map(|size| Bucket { size: size.map(|side| side / 8), latents: Vec::new(), conditions: Vec::new() })
+            .map(|size| Bucket {
+                size: size.map(|side| side / 8),
+                latents: Vec::new(),
+                conditions: Vec::new(),
+            })
             .collect();
         let team = Team::of_all_processors()?;
         let count = recipe.data.dataset_size;
@@ -140,8 +138,12 @@ fn bucket_of(index: usize, buckets: usize) -> usize {
 /// What a set depends on, in sixteen digits.
 fn name(recipe: &Recipe, autoencoder: &Snapshot) -> String {
     let mut hash = Sha256::new();
-    hash.update(serde_json::to_string(&(&recipe.data, recipe.model.seed)).unwrap_or_default());
-    autoencoder.digest(&mut hash);
+    let Data { sample_size, buckets, small_original_fraction, crop_fraction, .. } = &recipe.data;
+    let drawn = (recipe.model.seed, sample_size, buckets, small_original_fraction, crop_fraction);
+    hash.update(serde_json::to_string(&drawn).unwrap_or_default());
+    for part in ["encoder.", "quant_conv."] {
+        autoencoder.part(part).digest(&mut hash);
+    }
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -207,8 +209,9 @@ fn encode_batch(
 fn write(path: &Path, encoded: &[Encoded]) -> Result<(), TrainError> {
     let buckets = encoded.iter().map(|e| e.bucket + 1).max().unwrap_or(0);
     let of = |bucket: usize| encoded.iter().filter(move |e| e.bucket == bucket);
-    let latents: Vec<(usize, Vec<f32>)> =
-        (0..buckets).map(|b| (of(b).count(), of(b).flat_map(|e| e.latents.iter().copied()).collect())).collect();
+    let latents: Vec<(usize, Vec<f32>)> = (0..buckets)
+        .map(|b| (of(b).count(), of(b).flat_map(|e| e.latents.iter().copied()).collect()))
+        .collect();
     let shapes: Vec<[usize; 1]> = latents.iter().map(|(_, values)| [values.len()]).collect();
     let entries: Vec<_> = latents
         .iter()
@@ -232,7 +235,11 @@ fn read(path: &Path, buckets: &mut [Bucket]) -> Result<(), TrainError> {
     for (i, (bucket, conditions)) in buckets.iter_mut().zip(conditions).enumerate() {
         let values = tensors.list(&format!("latents.{i}"))?;
         if values.len() != conditions.len() * 4 * bucket.size[0] * bucket.size[1] {
-            return Err(damaged(format!("bucket {i} has {} values for {} pictures", values.len(), conditions.len())));
+            return Err(damaged(format!(
+                "bucket {i} has {} values for {} pictures",
+                values.len(),
+                conditions.len()
+            )));
         }
         bucket.latents.extend(values.into_iter().map(f16::from_f32));
         bucket.conditions.extend(conditions);
@@ -241,7 +248,8 @@ fn read(path: &Path, buckets: &mut [Bucket]) -> Result<(), TrainError> {
 }
 
 fn deviation(buckets: &[Bucket]) -> f64 {
-    let values = || buckets.iter().flat_map(|bucket| &bucket.latents).step_by(7).map(|v| f64::from(v.to_f32()));
+    let values =
+        || buckets.iter().flat_map(|bucket| &bucket.latents).step_by(7).map(|v| f64::from(v.to_f32()));
     let count = values().count().max(1) as f64;
     let mean = values().sum::<f64>() / count;
     (values().map(|v| (v - mean).powi(2)).sum::<f64>() / count).sqrt()

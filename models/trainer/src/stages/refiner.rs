@@ -12,7 +12,6 @@ use super::{
     context::{Context, Outcome},
     denoiser::{self, Steps},
     latents::{Conditions, LatentSet},
-    vae,
 };
 use crate::{
     TrainError,
@@ -34,9 +33,8 @@ const SHARP: f64 = 0.9;
 /// The autoencoder or the base is not finished; those of [`crate::run::Run`].
 pub fn train(context: &Context) -> Result<Outcome, TrainError> {
     let recipe = &context.recipe;
-    let (autoencoder, config) = vae::finished(context)?;
     let text = base::finished(context)?.part("text_encoder_2.").var_builder(DType::F32)?;
-    let set = LatentSet::load_or_make(context, &autoencoder, &config)?;
+    let set = LatentSet::load_or_make(context)?;
     let (store, unet) = build(recipe)?;
     let trainer = Trainer {
         recipe,
@@ -63,7 +61,12 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
 /// The stage is not finished, or its checkpoint is damaged.
 pub fn finished(context: &Context) -> Result<Snapshot, TrainError> {
     let (store, _) = build(&context.recipe)?;
-    context.average(Stage::Refiner, context.recipe.refiner.all_steps(), &store, context.recipe.refiner.adamw())
+    context.average(
+        Stage::Refiner,
+        context.recipe.refiner.all_steps(),
+        &store,
+        context.recipe.refiner.adamw(),
+    )
 }
 
 fn build(recipe: &Recipe) -> Result<(ParameterStore, Unet), TrainError> {

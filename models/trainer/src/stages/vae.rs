@@ -35,17 +35,33 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
     decoder(context, &config, &run)
 }
 
+/// The averaged weights after the first part, in which the encoder is finished, and the config with a scaling factor
+/// of 1. The denoisers' latents depend on nothing later.
+///
+/// # Errors
+/// The part is not finished, or its checkpoint is damaged.
+pub fn encoder(context: &Context) -> Result<(Snapshot, VaeConfig), TrainError> {
+    let recipe = &context.recipe;
+    let config = super::configs::vae(recipe, 1.0)?;
+    let (store, _) = build(recipe.model.seed, &config)?;
+    let steps = recipe.vae.steps;
+    Ok((context.average(Stage::Vae, steps, &store, recipe.vae.adamw(steps))?, config))
+}
+
 /// The averaged weights of the finished autoencoder, and its config with a scaling factor of 1.
 ///
 /// # Errors
 /// The stage is not finished, or its checkpoint is damaged.
 pub fn finished(context: &Context) -> Result<(Snapshot, VaeConfig), TrainError> {
     let recipe = &context.recipe;
-    let config = super::configs::vae(recipe, 1.0)?;
-    let (store, _) = build(recipe.model.seed, &config)?;
-    let stage = if recipe.vae.decoder_steps > 0 { Stage::VaeDecoder } else { Stage::Vae };
-    let steps = if recipe.vae.decoder_steps > 0 { recipe.vae.decoder_steps } else { recipe.vae.steps };
-    Ok((context.average(stage, steps, &store, recipe.vae.adamw(steps))?, config))
+    let steps = recipe.vae.decoder_steps;
+    let first = encoder(context)?;
+    let is_begun = context.folder(Stage::VaeDecoder).join("latest.safetensors").is_file();
+    if steps == 0 || (context.unfinished && !is_begun) {
+        return Ok(first);
+    }
+    let (store, _) = build(recipe.model.seed, &first.1)?;
+    Ok((context.average(Stage::VaeDecoder, steps, &store, recipe.vae.adamw(steps))?, first.1))
 }
 
 /// The decoder goes on from the averaged weights; the encoder is the average, and stays.

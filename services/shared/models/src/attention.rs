@@ -50,6 +50,25 @@ impl Attention {
         })
     }
 
+    pub(crate) fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// One of the weights, which stands for all.
+    pub(crate) fn weight(&self) -> &Tensor {
+        self.to_q.weight()
+    }
+
+    /// Weights of the four projections and the bias of the last, where it alone has one.
+    pub(crate) fn tensors(&self) -> Option<[&Tensor; 5]> {
+        let ([out, bias], inner) = (self.to_out.affine()?, [&self.to_q, &self.to_k, &self.to_v]);
+        if inner.iter().any(|linear| linear.affine().is_some()) {
+            return None;
+        }
+        let [q, k, v] = inner.map(Linear::weight);
+        Some([q, k, v, out, bias])
+    }
+
     /// diffusers' `upcast_attention`: scores in f32 whatever the model's type.
     pub(crate) fn with_upcast(self, upcast: bool) -> Self {
         Self { upcast, ..self }

@@ -43,13 +43,28 @@ impl Conv2d {
         Ok(Self { padding: 0, ..Self::load_halving(vb, channels)? })
     }
 
+    /// Weight, and bias as it stands here.
+    pub(crate) fn affine(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
+    }
+
     /// `[B, C_in, H, W]` to `[B, C_out, H, W]`, or half that size where it halves.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let Some(precision) = autograd::wanted(&[x, &self.weight]) {
             let bias = self.bias.flatten_all()?;
-            return autograd::conv2d(x, [&self.weight, &bias], self.stride, self.padding, precision);
+            return autograd::conv2d(x, [&self.weight, &bias], self.stride, [self.padding; 2], precision);
         }
         self.by_kernel(x)
+    }
+
+    /// [`Conv2d::forward`] of `x` with a row and a column of zeros past the far edges.
+    pub(crate) fn forward_past_edges(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(precision) = autograd::wanted(&[x, &self.weight]) {
+            let bias = self.bias.flatten_all()?;
+            let padding = [self.padding, self.padding + 1];
+            return autograd::conv2d(x, [&self.weight, &bias], self.stride, padding, precision);
+        }
+        self.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
     }
 
     /// [`Conv2d::forward`], each channel of each item shifted by `shift` `[B, C_out]`.
@@ -58,7 +73,7 @@ impl Conv2d {
             return self.by_kernel(x)?.broadcast_add(&shift.unsqueeze(D::Minus1)?.unsqueeze(D::Minus1)?);
         };
         let bias = shift.broadcast_add(&self.bias.flatten_all()?)?;
-        autograd::conv2d(x, [&self.weight, &bias], self.stride, self.padding, precision)
+        autograd::conv2d(x, [&self.weight, &bias], self.stride, [self.padding; 2], precision)
     }
 
     fn by_kernel(&self, x: &Tensor) -> Result<Tensor> {

@@ -17,6 +17,13 @@ pub(crate) fn layer_norm(width: usize, eps: f64, vb: VarBuilder<'_>) -> Result<L
     Ok(LayerNorm { layer: candle_nn::layer_norm(width, eps, vb)?, eps })
 }
 
+impl LayerNorm {
+    /// Weight and bias.
+    pub(crate) fn affine(&self) -> Option<[&Tensor; 2]> {
+        Some([self.layer.weight(), self.layer.bias()?])
+    }
+}
+
 impl Module for LayerNorm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let weight = self.layer.weight();

@@ -16,6 +16,15 @@ impl Linear {
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { layer: candle_nn::Linear::new(weight, bias) }
     }
+
+    pub(crate) fn weight(&self) -> &Tensor {
+        self.layer.weight()
+    }
+
+    /// Weight and bias, of a map that has one.
+    pub(crate) fn affine(&self) -> Option<[&Tensor; 2]> {
+        Some([self.layer.weight(), self.layer.bias()?])
+    }
 }
 
 /// Loads a map with a bias.

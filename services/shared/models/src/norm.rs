@@ -36,6 +36,16 @@ impl GroupNorm {
         Ok(Self { weight: vb.get(channels, "weight")?, bias: vb.get(channels, "bias")?, num_groups, eps })
     }
 
+    /// Weight and bias.
+    pub(crate) fn affine(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
+    }
+
+    /// The number of groups, and what is added to their variance.
+    pub(crate) fn groups(&self) -> (usize, f32) {
+        (self.num_groups, self.eps)
+    }
+
     /// The normalized input.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.apply(x, Then::Nothing)

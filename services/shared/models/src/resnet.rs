@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::{
+    autograd::{self, ResnetTensors},
     conv::Conv2d,
     linear::{Linear, linear},
     norm::GroupNorm,
@@ -53,6 +54,9 @@ impl ResnetBlock2D {
     /// `x` `[B, C_in, H, W]` to `[B, C_out, H, W]`; `temb` `[B, T]` has been through SiLU, once for all blocks. Takes
     /// `x` whole, so that a large picture's activations are freed as soon as they can be.
     pub(crate) fn forward(&self, x: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        if let Some(y) = self.differentiable(&[&x], temb)? {
+            return Ok(y);
+        }
         let hidden = self.norm1.forward_silu(&x)?;
         let residual = match &self.conv_shortcut {
             Some(conv) => conv.forward(&x)?,
@@ -65,5 +69,30 @@ impl ResnetBlock2D {
         };
         let hidden = self.norm2.forward_silu(&hidden)?;
         residual + self.conv2.forward(&hidden)?
+    }
+
+    /// [`ResnetBlock2D::forward`] of `x`'s channels, then `skip`'s.
+    pub(crate) fn forward_joined(&self, x: Tensor, skip: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        if let Some(y) = self.differentiable(&[&x, &skip], temb)? {
+            return Ok(y);
+        }
+        let joined = Tensor::cat(&[x, skip], 1)?;
+        self.forward(joined, temb)
+    }
+
+    /// The block as one operation, where a gradient may be asked for.
+    fn differentiable(&self, parts: &[&Tensor], temb: Option<&Tensor>) -> Result<Option<Tensor>> {
+        let [weight, _] = self.norm1.affine();
+        let tensors: Vec<&Tensor> = parts.iter().copied().chain(temb).chain([weight]).collect();
+        let Some(precision) = autograd::wanted(&tensors) else { return Ok(None) };
+        let shift = self.time_emb_proj.as_ref().zip(temb);
+        let shift = shift.map(|(project, temb)| temb.apply(project)).transpose()?;
+        let tensors = ResnetTensors {
+            norms: [self.norm1.affine(), self.norm2.affine()],
+            convs: [self.conv1.affine(), self.conv2.affine()],
+            shortcut: self.conv_shortcut.as_ref().map(Conv2d::affine),
+            groups: self.norm1.groups(),
+        };
+        Ok(Some(autograd::resnet_block(parts, shift.as_ref(), &tensors, precision)?))
     }
 }

@@ -89,12 +89,14 @@ pub(super) struct Left<'a> {
     pub(super) stride: usize,
 }
 
-/// A right operand: `[K / 2, stride]` pairs of bf16.
+/// A right operand: pairs of bf16, in panels of 16 columns.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a> {
     pub(super) data: &'a [u32],
     /// Pairs from one pair of rows to the next.
     pub(super) stride: usize,
+    /// Pairs from one panel of columns to the next: 16 where rows lie whole.
+    pub(super) panel: usize,
 }
 
 /// Where a block of tiles goes: `[rows, stride]` in f32, from `at`.
@@ -102,6 +104,8 @@ pub(super) struct Block<'a> {
     pub(super) data: &'a mut [f32],
     pub(super) at: usize,
     pub(super) stride: usize,
+    /// Whether the product is added to what is there.
+    pub(super) accumulate: bool,
 }
 
 /// One or two tiles high (`ROWS`) and wide (`COLUMNS`): the sum over `segments` of products `depth` deep, a multiple of
@@ -113,31 +117,61 @@ pub(super) fn block<const ROWS: usize, const COLUMNS: usize>(
     depth: usize,
     out: &mut Block<'_>,
 ) {
-    assert!(available() && depth.is_multiple_of(DEPTH) && (1..=2).contains(&ROWS) && (1..=2).contains(&COLUMNS));
+    assert!(
+        available() && depth.is_multiple_of(DEPTH) && (1..=2).contains(&ROWS) && (1..=2).contains(&COLUMNS)
+    );
     let (rows, columns) = (ROWS * TILE, COLUMNS * TILE);
     for s in segments {
         assert!(s.a + (rows - 1) * a.stride + depth <= a.data.len());
-        assert!(s.b + (depth / 2 - 1) * b.stride + columns <= b.data.len());
+        assert!(s.b + (depth / 2 - 1) * b.stride + (COLUMNS - 1) * b.panel + TILE <= b.data.len());
     }
     assert!(out.at + (rows - 1) * out.stride + columns <= out.data.len());
     configure();
     // SAFETY: the tiles are configured as 16 rows of 64 bytes. A left tile at `s.a + k` reads 16 (32 for two) rows of
-    // 32 elements, a right tile at `s.b + k / 2 * stride` reads 16 rows of 16 (32) pairs, for k < depth in steps of 32;
-    // the assertions keep all within their slices, and the result likewise. Strides are bytes. The tile registers are
-    // named as clobbered by each statement that writes them, and no code between uses tiles, so that the values live on
-    // from one statement to the next; the compiler never touches tile registers by itself.
+    // 32 elements, a right tile at `s.b + k / 2 * stride` reads 16 rows of 16 pairs, the second `panel` pairs on, for
+    // k < depth in steps of 32;
+    // the assertions keep all within their slices, and the result likewise. Strides are bytes. The compiler
+    // never touches tile registers by itself and nothing called here does, so that their values live on from one
+    // statement to the next.
     unsafe {
-        asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        if out.accumulate {
+            load::<ROWS, COLUMNS>(out.data.as_ptr().add(out.at), out.stride);
+        } else {
+            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+        }
         for s in segments {
             let mut left = a.data.as_ptr().add(s.a);
             let mut right = b.data.as_ptr().add(s.b);
             for _ in 0..depth / DEPTH {
-                multiply::<ROWS, COLUMNS>(left, a.stride * 2, right, b.stride * 4);
+                multiply::<ROWS, COLUMNS>(
+                    left,
+                    a.stride * 2,
+                    [right, right.wrapping_add(b.panel)],
+                    b.stride * 4,
+                );
                 left = left.add(DEPTH);
                 right = right.wrapping_add(DEPTH / 2 * b.stride);
             }
         }
         store::<ROWS, COLUMNS>(out.data.as_mut_ptr().add(out.at), out.stride);
+    }
+}
+
+/// [`block`] as many tiles high and wide as `rows` and `columns` need, at most two.
+#[inline(always)]
+pub(super) fn blocks(
+    a: Left<'_>,
+    b: Right<'_>,
+    segments: &[Segment],
+    depth: usize,
+    [rows, columns]: [usize; 2],
+    out: &mut Block<'_>,
+) {
+    match (rows > TILE, columns > TILE) {
+        (true, true) => block::<2, 2>(a, b, segments, depth, out),
+        (true, false) => block::<2, 1>(a, b, segments, depth, out),
+        (false, true) => block::<1, 2>(a, b, segments, depth, out),
+        (false, false) => block::<1, 1>(a, b, segments, depth, out),
     }
 }
 
@@ -149,13 +183,12 @@ pub(super) fn block<const ROWS: usize, const COLUMNS: usize>(
 unsafe fn multiply<const ROWS: usize, const COLUMNS: usize>(
     left: *const u16,
     left_stride: usize,
-    right: *const u32,
+    [right, right_next]: [*const u32; 2],
     right_stride: usize,
 ) {
     // SAFETY: the caller's.
     unsafe {
         let left_next = left.byte_add(if ROWS == 2 { TILE * left_stride } else { 0 });
-        let right_next = right.add(if COLUMNS == 2 { TILE } else { 0 });
         match (ROWS, COLUMNS) {
             (2, 2) => asm!(
                 "tileloadd tmm4, [{a}+{sa}*1]", "tileloadd tmm6, [{b}+{sb}*1]", "tdpbf16ps tmm0, tmm4, tmm6",
@@ -177,6 +210,31 @@ unsafe fn multiply<const ROWS: usize, const COLUMNS: usize>(
                 "tileloadd tmm4, [{a}+{sa}*1]", "tileloadd tmm6, [{b}+{sb}*1]", "tdpbf16ps tmm0, tmm4, tmm6",
                 a = in(reg) left, sa = in(reg) left_stride, b = in(reg) right, sb = in(reg) right_stride,
                 options(nostack, readonly)),
+        }
+    }
+}
+
+/// Reads tiles 0 to 3 from `from`.
+///
+/// # Safety
+/// As said in [`block`].
+#[inline(always)]
+unsafe fn load<const ROWS: usize, const COLUMNS: usize>(from: *const f32, stride: usize) {
+    let bytes = stride * size_of::<f32>();
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("tileloadd tmm0, [{p}+{s}*1]", p = in(reg) from, s = in(reg) bytes, options(nostack, readonly));
+        if COLUMNS == 2 {
+            let right = from.add(TILE);
+            asm!("tileloadd tmm1, [{p}+{s}*1]", p = in(reg) right, s = in(reg) bytes, options(nostack, readonly));
+        }
+        if ROWS == 2 {
+            let below = from.add(TILE * stride);
+            asm!("tileloadd tmm2, [{p}+{s}*1]", p = in(reg) below, s = in(reg) bytes, options(nostack, readonly));
+            if COLUMNS == 2 {
+                asm!("tileloadd tmm3, [{p}+{s}*1]", p = in(reg) below.add(TILE), s = in(reg) bytes,
+                    options(nostack, readonly));
+            }
         }
     }
 }
@@ -217,46 +275,52 @@ pub(super) fn halves_mut(words: &mut [u32]) -> &mut [u16] {
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 2 * words.len()) }
 }
 
-/// Rounds `x` to bf16, to the nearest even.
+/// Rounds `x` to bf16, to the nearest even, into as many first elements of `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(super) fn round(x: &[f32], out: &mut [u16]) {
-    let n = x.len().min(out.len());
-    for i in (0..n).step_by(DEPTH) {
-        let mask = |from: usize| -> __mmask16 {
-            let left = n.saturating_sub(from).min(16);
-            (1_u32.wrapping_shl(left as u32).wrapping_sub(1)) as __mmask16
-        };
-        // SAFETY: the masks leave out whatever lies behind the first `n` elements of either slice.
-        unsafe {
-            let low = _mm512_maskz_loadu_ps(mask(i), x.as_ptr().add(i));
-            let high = _mm512_maskz_loadu_ps(mask(i + 16), x.as_ptr().wrapping_add(i + 16));
+    assert!(x.len() <= out.len());
+    let whole = x.len() / DEPTH * DEPTH;
+    // SAFETY: whole vectors end before `whole`; the masks leave out whatever lies behind the end of `x`.
+    unsafe {
+        for i in (0..whole).step_by(DEPTH) {
+            let (low, high) = (_mm512_loadu_ps(x.as_ptr().add(i)), _mm512_loadu_ps(x.as_ptr().add(i + 16)));
             let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
-            let mask = u32::from(mask(i)) | u32::from(mask(i + 16)) << 16;
-            _mm512_mask_storeu_epi16(out.as_mut_ptr().add(i).cast(), mask, both);
+            _mm512_storeu_si512(out.as_mut_ptr().add(i).cast(), both);
+        }
+        let rest = x.len() - whole;
+        if rest > 0 {
+            let mask = (1_u32 << rest) - 1;
+            let low = _mm512_maskz_loadu_ps(mask as __mmask16, x.as_ptr().add(whole));
+            let high = _mm512_maskz_loadu_ps((mask >> 16) as __mmask16, x.as_ptr().wrapping_add(whole + 16));
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_mask_storeu_epi16(out.as_mut_ptr().add(whole).cast(), mask, both);
         }
     }
 }
 
-/// Interleaves two rows as pairs of bf16, `first` in the lower half; a row that is shorter counts as zero beyond.
+/// Interleaves two rows as pairs of bf16, `first` in the lower half; `second` is as long, or empty for zeros. `out`
+/// takes 16 pairs, then skips to the next panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) fn interleave(first: &[f32], second: &[f32], out: &mut [u32]) {
-    let n = out.len();
-    for i in (0..n).step_by(TILE) {
-        let mask = |len: usize| -> __mmask16 {
-            let left = len.saturating_sub(i).min(16);
-            (1_u32.wrapping_shl(left as u32).wrapping_sub(1)) as __mmask16
-        };
-        // SAFETY: the masks leave out whatever lies behind the end of each slice.
-        unsafe {
-            let low = _mm512_maskz_loadu_ps(mask(first.len()), first.as_ptr().wrapping_add(i));
-            let high = _mm512_maskz_loadu_ps(mask(second.len()), second.as_ptr().wrapping_add(i));
-            let low: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(low));
-            let high: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(high));
-            let pairs = _mm512_or_si512(
-                _mm512_cvtepu16_epi32(low),
-                _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)),
-            );
-            _mm512_mask_storeu_epi32(out.as_mut_ptr().add(i).cast(), mask(n), pairs);
+pub(super) fn interleave(first: &[f32], second: &[f32], out: &mut [u32], panel: usize) {
+    let n = first.len();
+    assert!(second.is_empty() || second.len() == n);
+    assert!(n == 0 || (n - 1) / TILE * panel + (n - 1) % TILE < out.len());
+    // The halves of two vectors, one after the other, to those of pairs.
+    #[rustfmt::skip]
+    const ORDER: [u16; 32] = [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27,
+        12, 28, 13, 29, 14, 30, 15, 31];
+    // SAFETY: the masks leave out whatever lies behind the end of the rows; vector `i` of the result ends before the
+    // end that the assertion has seen.
+    unsafe {
+        let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+        for i in (0..n).step_by(TILE) {
+            let mask = ((1_u32 << (n - i).min(TILE)) - 1) as __mmask16;
+            let other = if second.is_empty() { 0 } else { mask };
+            let low = _mm512_maskz_loadu_ps(mask, first.as_ptr().add(i));
+            let high = _mm512_maskz_loadu_ps(other, second.as_ptr().wrapping_add(i));
+            let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            let pairs = _mm512_permutexvar_epi16(order, both);
+            _mm512_mask_storeu_epi32(out.as_mut_ptr().add(i / TILE * panel).cast(), mask, pairs);
         }
     }
 }

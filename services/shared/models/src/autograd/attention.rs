@@ -2,12 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::{
-    Precision,
-    activation::exp,
-    matmul::{Target, View, matmul},
-    slices,
-};
+use super::{Precision, heads::Head, matmul::Target, slices};
 
 /// `softmax(q k^T / sqrt(d)) v` for each head. `q` `[B, S, heads * d]`, `k` and `v` `[B, T, heads * d]`; gives
 /// `[B, S, heads * d]`. With `causal`, row `i` sees rows `0..=i`.
@@ -35,25 +30,6 @@ struct Sizes {
     rows: usize,
     context: usize,
     width: usize,
-    /// Of one head.
-    depth: usize,
-}
-
-impl Sizes {
-    /// Where item `item`'s head `head` begins in the queries and in the keys.
-    fn starts(self, item: usize, head: usize) -> [usize; 2] {
-        [self.rows, self.context].map(|rows| item * rows * self.width + head * self.depth)
-    }
-
-    fn heads(self) -> impl Iterator<Item = [usize; 2]> {
-        let heads = self.width / self.depth;
-        (0..self.batch).flat_map(move |item| (0..heads).map(move |head| self.starts(item, head)))
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "a head's width")]
-    fn scale(self) -> f32 {
-        1.0 / (self.depth as f32).sqrt()
-    }
 }
 
 impl Attend {
@@ -63,48 +39,22 @@ impl Attend {
         if !fits || context == 0 || width == 0 {
             bail!("attention of {} heads got {q:?}, {k:?}, {v:?}", self.heads);
         }
-        Ok(Sizes { batch, rows, context, width, depth: width / self.heads })
+        Ok(Sizes { batch, rows, context, width })
     }
 
-    /// Softmax of one head's scores, `[rows, context]`.
-    fn weights(self, sizes: Sizes, q: &[f32], k: &[f32], weights: &mut [f32]) {
-        let Sizes { rows, context, width, depth, .. } = sizes;
-        let mut target = Target::new(&mut *weights, context);
-        let (q, k) = (View::new(q, width), View::new(k, width).transposed());
-        matmul([rows, context, depth], q, k, &mut target, self.precision);
-        let scale = sizes.scale();
-        for (i, row) in weights.chunks_exact_mut(context).enumerate() {
-            let seen = if self.causal { (i + 1).min(context) } else { context };
-            let (row, hidden) = row.split_at_mut(seen);
-            hidden.fill(0.0);
-            let greatest = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-            row.iter_mut().for_each(|v| *v = exp((*v - greatest) * scale));
-            let sum: f32 = row.iter().sum();
-            let factor = 1.0 / sum;
-            row.iter_mut().for_each(|v| *v *= factor);
-        }
+    fn head(self, sizes: Sizes) -> Head {
+        let Self { heads, causal, precision } = self;
+        let Sizes { rows, context, width, .. } = sizes;
+        Head { rows, context, depth: width / heads, causal, precision }
     }
 
-    /// Gradients of one head, written from the same starts as its inputs.
-    fn head_backward(self, sizes: Sizes, inputs: [&[f32]; 4], outputs: [&mut [f32]; 3], scratch: [&mut [f32]; 2]) {
-        let Sizes { rows, context, width, depth, .. } = sizes;
-        let ([q, k, v, dy], [dq, dk, dv], [weights, d_scores]) = (inputs, outputs, scratch);
-        let precision = self.precision;
-        self.weights(sizes, q, k, weights);
-        let dy = View::new(dy, width);
-        let by_row = |s| View::new(s, context);
-        matmul([context, depth, rows], by_row(weights).transposed(), dy, &mut Target::new(dv, width), precision);
-        let v = View::new(v, width).transposed();
-        matmul([rows, context, depth], dy, v, &mut Target::new(&mut *d_scores, context), precision);
-        let scale = sizes.scale();
-        for (weights, d_scores) in weights.chunks_exact(context).zip(d_scores.chunks_exact_mut(context)) {
-            let mean: f32 = weights.iter().zip(&*d_scores).map(|(w, d)| w * d).sum();
-            d_scores.iter_mut().zip(weights).for_each(|(d, w)| *d = w * (*d - mean) * scale);
-        }
-        let (q, k) = (View::new(q, width), View::new(k, width));
-        matmul([rows, depth, context], by_row(d_scores), k, &mut Target::new(dq, width), precision);
-        let d_scores = by_row(d_scores).transposed();
-        matmul([context, depth, rows], d_scores, q, &mut Target::new(dk, width), precision);
+    /// Where each head of each item begins in the queries and in the keys.
+    fn starts(self, sizes: Sizes) -> impl Iterator<Item = [usize; 2]> {
+        let (heads, depth) = (self.heads, sizes.width / self.heads);
+        let items = (0..sizes.batch).flat_map(move |item| (0..heads).map(move |head| (item, head)));
+        items.map(move |(item, head)| {
+            [sizes.rows, sizes.context].map(|rows| item * rows * sizes.width + head * depth)
+        })
     }
 }
 
@@ -124,14 +74,11 @@ impl CustomOp3 for Attend {
     ) -> Result<(CpuStorage, Shape)> {
         let sizes = self.sizes(lq.shape(), lk.shape(), lv.shape())?;
         let (q, k, v) = (slices::of(q, lq)?, slices::of(k, lk)?, slices::of(v, lv)?);
-        let Sizes { rows, context, width, depth, .. } = sizes;
+        let (head, width) = (self.head(sizes), sizes.width);
         let mut y = vec![0_f32; q.len()];
-        let mut weights = vec![0_f32; rows * context];
-        for [at_q, at_k] in sizes.heads() {
-            self.weights(sizes, &q[at_q..], &k[at_k..], &mut weights);
-            let (weights, v) = (View::new(&weights, context), View::new(&v[at_k..], width));
-            let mut target = Target::new(&mut y[at_q..], width);
-            matmul([rows, depth, context], weights, v, &mut target, self.precision);
+        for [at_q, at_k] in self.starts(sizes) {
+            let rows = [(&q[at_q..], width), (&k[at_k..], width), (&v[at_k..], width)];
+            head.forward(rows, &mut Target::new(&mut y[at_q..], width));
         }
         slices::result(y, lq.shape())
     }
@@ -146,20 +93,16 @@ impl CustomOp3 for Attend {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let sizes = self.sizes(q.shape(), k.shape(), v.shape())?;
         let [mut dq, mut dk, mut dv] = [q, k, v].map(|t| vec![0_f32; t.elem_count()]);
-        let [mut weights, mut d_scores] = [(); 2].map(|()| vec![0_f32; sizes.rows * sizes.context]);
-        slices::with(q, |q| {
-            slices::with(k, |k| {
-                slices::with(v, |v| {
-                    slices::with(grad, |dy| {
-                        for [at_q, at_k] in sizes.heads() {
-                            let inputs = [&q[at_q..], &k[at_k..], &v[at_k..], &dy[at_q..]];
-                            let outputs = [&mut dq[at_q..], &mut dk[at_k..], &mut dv[at_k..]];
-                            self.head_backward(sizes, inputs, outputs, [&mut weights, &mut d_scores]);
-                        }
-                        Ok(())
-                    })
-                })
-            })
+        let (head, width) = (self.head(sizes), sizes.width);
+        slices::with_all(&[q, k, v, grad], |[q, k, v, dy]| {
+            for [at_q, at_k] in self.starts(sizes) {
+                let rows = [(&q[at_q..], width), (&k[at_k..], width), (&v[at_k..], width)];
+                let slopes =
+                    [&mut dq[at_q..], &mut dk[at_k..], &mut dv[at_k..]].map(|s| Target::new(s, width));
+                let [mut dq, mut dk, mut dv] = slopes;
+                head.backward(rows, (&dy[at_q..], width), [&mut dq, &mut dk, &mut dv]);
+            }
+            Ok(())
         })?;
         Ok((
             Some(slices::tensor_like(dq, q)?),

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use super::{
     Precision,
     matmul::{Target, View, matmul},
-    slices,
+    slices, vector,
 };
 
 /// `x` `[.., in]` by `weight` `[out, in]`, plus `bias` `[out]`, to `[.., out]`.
@@ -45,17 +45,26 @@ impl LinearOp {
         let rows = x.len() / input.max(1);
         let mut y = vec![0_f32; rows * output];
         let weight = View::new(weight, input).transposed();
-        matmul([rows, output, input], View::new(x, input), weight, &mut Target::new(&mut y, output), self.precision);
+        matmul(
+            [rows, output, input],
+            View::new(x, input),
+            weight,
+            &mut Target::new(&mut y, output),
+            self.precision,
+        );
         if let Some(bias) = bias {
-            for row in y.chunks_exact_mut(output) {
-                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-            }
+            vector::add_to_rows(&mut y, bias);
         }
         slices::result(y, dims)
     }
 
     /// Gradients of input and weight.
-    fn backward(self, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn backward(
+        self,
+        x: &Tensor,
+        weight: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (output, input) = weight.dims2()?;
         let rows = x.elem_count() / input;
         slices::with(grad, |dy| {
@@ -84,9 +93,7 @@ impl LinearOp {
 fn column_sums(grad: &Tensor, bias: &Tensor) -> Result<Tensor> {
     slices::with(grad, |dy| {
         let mut sums = vec![0_f32; bias.elem_count()];
-        for row in dy.chunks_exact(sums.len()) {
-            sums.iter_mut().zip(row).for_each(|(sum, dy)| *sum += dy);
-        }
+        vector::add_rows(&mut sums, dy);
         slices::tensor_like(sums, bias)
     })
 }
@@ -96,11 +103,23 @@ impl CustomOp2 for LinearOp {
         "linear"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         self.forward((slices::of(x, lx)?, lx.shape()), (slices::of(w, lw)?, lw.shape()), None)
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         self.backward(x, w, grad)
     }
 }

@@ -1,9 +1,10 @@
-//! One matrix product over views of f32 slices, in f32 or with factors rounded to bf16.
+//! Matrix products over views of f32 slices, in f32 or with factors rounded to bf16. A factor is made ready once, however
+//! many products it goes into.
 #![expect(unsafe_code, reason = "gemm takes pointers, and bf16 needs instructions asked for at run time")]
 
 use super::Precision;
 #[cfg(target_arch = "x86_64")]
-use super::amx;
+use super::{amx, scratch::Scratch};
 
 /// A matrix in a slice: element `[i, j]` lies at `i * rows + j * columns`.
 #[derive(Clone, Copy, Debug)]
@@ -37,16 +38,90 @@ pub(super) struct Target<'a> {
     pub(super) stride: usize,
     /// Whether the product is added to what is there.
     pub(super) accumulate: bool,
+    /// Whether columns up to the next multiple of 16 may be overwritten.
+    roomy: bool,
 }
 
 impl<'a> Target<'a> {
     /// Overwrites `data`.
     pub(super) fn new(data: &'a mut [f32], stride: usize) -> Self {
-        Self { data, stride, accumulate: false }
+        Self { data, stride, accumulate: false, roomy: false }
+    }
+
+    /// Adds to `data`.
+    pub(super) fn sum(data: &'a mut [f32], stride: usize) -> Self {
+        Self { accumulate: true, ..Self::new(data, stride) }
+    }
+
+    /// Overwrites `data`, and what stands between rows.
+    pub(super) fn roomy(data: &'a mut [f32], stride: usize) -> Self {
+        Self { roomy: true, ..Self::new(data, stride) }
     }
 }
 
-/// `a` `[m, k]` times `b` `[k, n]` into `out` `[m, n]`, on this thread alone.
+/// A factor as it is, or packed for the matrix unit.
+#[derive(Debug)]
+enum Form<'a> {
+    Plain(View<'a>),
+    #[cfg(target_arch = "x86_64")]
+    Tiled(Scratch<u32>),
+}
+
+/// A left factor `[m, k]`, ready.
+#[derive(Debug)]
+pub(super) struct Left<'a> {
+    sizes: [usize; 2],
+    form: Form<'a>,
+}
+
+/// A right factor `[k, n]`, ready.
+#[derive(Debug)]
+pub(super) struct Right<'a> {
+    sizes: [usize; 2],
+    form: Form<'a>,
+}
+
+impl<'a> Left<'a> {
+    /// The `[m, k]` elements of `view`.
+    pub(super) fn new(view: View<'a>, sizes: [usize; 2], precision: Precision) -> Self {
+        assert!(view.holds(sizes), "a left factor is smaller than {sizes:?}");
+        #[cfg(target_arch = "x86_64")]
+        if precision == Precision::Bf16 && amx::available() {
+            return Self { sizes, form: Form::Tiled(packed_left(view, sizes)) };
+        }
+        let _ = precision;
+        Self { sizes, form: Form::Plain(view) }
+    }
+}
+
+impl<'a> Right<'a> {
+    /// The `[k, n]` elements of `view`.
+    pub(super) fn new(view: View<'a>, sizes: [usize; 2], precision: Precision) -> Self {
+        assert!(view.holds(sizes), "a right factor is smaller than {sizes:?}");
+        #[cfg(target_arch = "x86_64")]
+        if precision == Precision::Bf16 && amx::available() {
+            return Self { sizes, form: Form::Tiled(packed_right(view, sizes)) };
+        }
+        let _ = precision;
+        Self { sizes, form: Form::Plain(view) }
+    }
+}
+
+/// `left` `[m, k]` times `right` `[k, n]` into `out` `[m, n]`, on this thread alone.
+pub(super) fn product(left: &Left<'_>, right: &Right<'_>, out: &mut Target<'_>) {
+    let ([m, k], [depth, n]) = (left.sizes, right.sizes);
+    assert!(k == depth, "factors of {k} columns and {depth} rows");
+    assert!(m == 0 || n == 0 || (n <= out.stride && (m - 1) * out.stride + n <= out.data.len()));
+    match (&left.form, &right.form) {
+        (Form::Plain(a), Form::Plain(b)) => plain([m, n, k], *a, *b, out),
+        #[cfg(target_arch = "x86_64")]
+        (Form::Tiled(a), Form::Tiled(b)) => tiled([m, n, k], a, b, out),
+        #[cfg(target_arch = "x86_64")]
+        _ => unreachable!("factors of two precisions"),
+    }
+}
+
+/// `a` `[m, k]` times `b` `[k, n]` into `out` `[m, n]`, as [`product`].
 pub(super) fn matmul(
     [m, n, k]: [usize; 3],
     a: View<'_>,
@@ -54,15 +129,13 @@ pub(super) fn matmul(
     out: &mut Target<'_>,
     precision: Precision,
 ) {
-    assert!(a.holds([m, k]) && b.holds([k, n]), "a factor is smaller than {m} x {k} x {n}");
-    assert!(m == 0 || n == 0 || (m - 1) * out.stride + n <= out.data.len());
-    #[cfg(target_arch = "x86_64")]
-    if precision == Precision::Bf16 && amx::available() {
-        return tiled([m, n, k], a, b, out);
-    }
-    let _ = precision;
+    product(&Left::new(a, [m, k], precision), &Right::new(b, [k, n], precision), out);
+}
+
+fn plain([m, n, k]: [usize; 3], a: View<'_>, b: View<'_>, out: &mut Target<'_>) {
+    assert!(a.holds([m, k]) && b.holds([k, n]));
     let step = |n: usize| isize::try_from(n).unwrap_or(isize::MAX);
-    // SAFETY: the assertions above keep every element that gemm reads and writes within its slice.
+    // SAFETY: the assertion above and the caller's keep every element that gemm reads and writes within its slice.
     unsafe {
         gemm::gemm(
             m,
@@ -88,43 +161,38 @@ pub(super) fn matmul(
     }
 }
 
+/// Pairs from one panel of a right factor to the next. One row more than are used, lest all panels fall into the same
+/// few lines of the cache.
 #[cfg(target_arch = "x86_64")]
-fn tiled([m, n, k]: [usize; 3], a: View<'_>, b: View<'_>, out: &mut Target<'_>) {
-    let left = packed_left(a, m, k);
-    let right = packed_right(b, k, n);
-    let depth = k.next_multiple_of(amx::DEPTH);
-    let columns = n.next_multiple_of(amx::TILE);
-    let left = amx::Left { data: amx::halves(&left), stride: depth };
-    let right = amx::Right { data: &right, stride: columns };
-    multiply([m, n, depth], left, right, out);
+fn panel(k: usize) -> usize {
+    (k.next_multiple_of(amx::DEPTH) / 2 + 1) * amx::TILE
 }
 
-/// A packed `left` `[m, depth]` times a packed `right` `[depth, n]`.
+/// The product of packed factors.
 #[cfg(target_arch = "x86_64")]
-fn multiply([m, n, depth]: [usize; 3], left: amx::Left<'_>, right: amx::Right<'_>, out: &mut Target<'_>) {
+fn tiled([m, n, k]: [usize; 3], left: &[u32], right: &[u32], out: &mut Target<'_>) {
     const SIDE: usize = 2 * amx::TILE;
+    let depth = k.next_multiple_of(amx::DEPTH);
+    let left = amx::Left { data: amx::halves(left), stride: depth };
+    let right = amx::Right { data: right, stride: amx::TILE, panel: panel(k) };
     let mut edge = [0_f32; SIDE * SIDE];
     for column in (0..n).step_by(SIDE) {
         let width = (n - column).min(SIDE);
+        let wide = width.next_multiple_of(amx::TILE);
         for row in (0..m).step_by(SIDE) {
             let height = (m - row).min(SIDE);
-            let at = [amx::Segment { a: row * left.stride, b: column }];
-            let whole = height.is_multiple_of(amx::TILE) && width.is_multiple_of(amx::TILE) && !out.accumulate;
+            let high = height.next_multiple_of(amx::TILE);
+            let at = [amx::Segment { a: row * depth, b: column / amx::TILE * right.panel }];
             let first = row * out.stride + column;
-            let mut block = if whole {
-                amx::Block { data: &mut *out.data, at: first, stride: out.stride }
-            } else {
-                amx::Block { data: &mut edge, at: 0, stride: SIDE }
-            };
-            match (height > amx::TILE, width > amx::TILE) {
-                (true, true) => amx::block::<2, 2>(left, right, &at, depth, &mut block),
-                (true, false) => amx::block::<2, 1>(left, right, &at, depth, &mut block),
-                (false, true) => amx::block::<1, 2>(left, right, &at, depth, &mut block),
-                (false, false) => amx::block::<1, 1>(left, right, &at, depth, &mut block),
-            }
-            if whole {
+            let fits = width == wide || out.roomy && column + wide <= out.stride;
+            if fits && height == high && first + (height - 1) * out.stride + wide <= out.data.len() {
+                let (stride, accumulate) = (out.stride, out.accumulate);
+                let mut block = amx::Block { data: &mut *out.data, at: first, stride, accumulate };
+                amx::blocks(left, right, &at, depth, [height, width], &mut block);
                 continue;
             }
+            let mut block = amx::Block { data: &mut edge, at: 0, stride: SIDE, accumulate: false };
+            amx::blocks(left, right, &at, depth, [height, width], &mut block);
             for (i, line) in edge.chunks_exact(SIDE).take(height).enumerate() {
                 let target = &mut out.data[first + i * out.stride..][..width];
                 if out.accumulate {
@@ -137,24 +205,26 @@ fn multiply([m, n, depth]: [usize; 3], left: amx::Left<'_>, right: amx::Right<'_
     }
 }
 
-/// `[m, k]` as `[m rounded up, k rounded up]` in bf16.
+/// `[m, k]` as `[m rounded up, k rounded up]` in bf16. What stands in rows beyond the last does not matter, what stands
+/// in columns beyond is zero.
 #[cfg(target_arch = "x86_64")]
-fn packed_left(a: View<'_>, m: usize, k: usize) -> Vec<u32> {
+pub(super) fn packed_left(a: View<'_>, [m, k]: [usize; 2]) -> Scratch<u32> {
     let (rows, depth) = (m.next_multiple_of(amx::TILE), k.next_multiple_of(amx::DEPTH));
-    let mut packed = vec![0_u32; rows * depth / 2];
+    let mut packed = Scratch::stale(rows * depth / 2);
     if a.columns == 1 {
         for (i, out) in amx::halves_mut(&mut packed).chunks_exact_mut(depth).take(m).enumerate() {
             // SAFETY: packing is only reached where `amx::available` has found the instructions.
             unsafe { amx::round(&a.data[i * a.rows..][..k], out) };
+            out[k..].fill(0);
         }
         return packed;
     }
     // Rows lie as columns: pairs of them are interleaved, and blocks of pairs turned over.
     assert!(a.rows == 1, "one stride of a factor is 1");
-    let mut pairs = vec![0_u32; amx::TILE * rows];
+    let mut pairs = Scratch::stale(amx::TILE * rows);
     for pair in (0..depth / 2).step_by(amx::TILE) {
         for (j, out) in pairs.chunks_exact_mut(rows).enumerate() {
-            interleaved(a.data, a.columns, [2 * (pair + j), k], m, out);
+            interleaved(a.transposed(), [2 * (pair + j), k], m, out, amx::TILE);
         }
         for row in (0..rows).step_by(amx::TILE) {
             // SAFETY: as above.
@@ -164,39 +234,46 @@ fn packed_left(a: View<'_>, m: usize, k: usize) -> Vec<u32> {
     packed
 }
 
-/// `[k, n]` as `[k rounded up / 2, n rounded up]` pairs.
+/// `[k, n]` as panels of 16 columns, each `[k rounded up / 2, 16]` pairs. What stands in columns beyond the last does
+/// not matter, what stands in rows beyond is zero.
 #[cfg(target_arch = "x86_64")]
-fn packed_right(b: View<'_>, k: usize, n: usize) -> Vec<u32> {
-    let (depth, columns) = (k.next_multiple_of(amx::DEPTH), n.next_multiple_of(amx::TILE));
-    let mut packed = vec![0_u32; depth / 2 * columns];
+fn packed_right(b: View<'_>, [k, n]: [usize; 2]) -> Scratch<u32> {
+    let (depth, panel) = (k.next_multiple_of(amx::DEPTH), panel(k));
+    let mut packed = Scratch::stale(n.div_ceil(amx::TILE) * panel);
     if b.columns == 1 {
-        for (pair, out) in packed.chunks_exact_mut(columns).enumerate() {
-            interleaved(b.data, b.rows, [2 * pair, k], n, out);
+        for pair in 0..depth / 2 {
+            interleaved(b, [2 * pair, k], n, &mut packed[pair * amx::TILE..], panel);
         }
         return packed;
     }
     assert!(b.rows == 1, "one stride of a factor is 1");
-    let mut lines = vec![0_u32; amx::TILE * depth / 2];
-    for column in (0..columns).step_by(amx::TILE) {
-        lines.fill(0);
-        for (j, line) in lines.chunks_exact_mut(depth / 2).enumerate().take(n.saturating_sub(column)) {
+    let mut lines = Scratch::<u32>::stale(amx::TILE * depth / 2);
+    for (column, packed) in (0..n).step_by(amx::TILE).zip(packed.chunks_exact_mut(panel)) {
+        for (j, line) in lines.chunks_exact_mut(depth / 2).enumerate().take(n - column) {
+            let line = amx::halves_mut(line);
             // SAFETY: as in `packed_left`.
-            unsafe { amx::round(&b.data[(column + j) * b.columns..][..k], amx::halves_mut(line)) };
+            unsafe { amx::round(&b.data[(column + j) * b.columns..][..k], line) };
+            line[k..].fill(0);
         }
         for pair in (0..depth / 2).step_by(amx::TILE) {
             // SAFETY: as in `packed_left`.
-            unsafe { amx::transpose(&lines[pair..], depth / 2, &mut packed[pair * columns + column..], columns) };
+            unsafe { amx::transpose(&lines[pair..], depth / 2, &mut packed[pair * amx::TILE..], amx::TILE) };
         }
     }
     packed
 }
 
-/// Rows `row` and `row + 1`, of `rows` in all, each of `len` elements `stride` apart from the next, as pairs.
+/// Rows `row` and `row + 1` of `view`, of `rows` in all and `len` long, as pairs in panels; zeros beyond the last row.
 #[cfg(target_arch = "x86_64")]
-fn interleaved(data: &[f32], stride: usize, [row, rows]: [usize; 2], len: usize, out: &mut [u32]) {
-    let line = |row: usize| if row < rows { &data[row * stride..][..len] } else { &[] };
+fn interleaved(view: View<'_>, [row, rows]: [usize; 2], len: usize, out: &mut [u32], panel: usize) {
+    let line = |row: usize| if row < rows { &view.data[row * view.rows..][..len] } else { &[] };
+    if row >= rows {
+        let panels = (0..len).step_by(amx::TILE).map(|at| (at / amx::TILE * panel, amx::TILE.min(len - at)));
+        panels.for_each(|(at, len)| out[at..at + len].fill(0));
+        return;
+    }
     // SAFETY: as in `packed_left`.
-    unsafe { amx::interleave(line(row), line(row + 1), out) };
+    unsafe { amx::interleave(line(row), line(row + 1), out, panel) };
 }
 
 #[cfg(test)]
@@ -224,7 +301,8 @@ mod tests {
                 for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 1.5e-2)] {
                     for accumulate in [false, true] {
                         let mut got = vec![0.5; m * n];
-                        let mut target = Target { accumulate, ..Target::new(&mut got, n) };
+                        let target = if accumulate { Target::sum } else { Target::new };
+                        let mut target = target(&mut got, n);
                         matmul([m, n, k], a, b, &mut target, precision);
                         let shift = if accumulate { 0.5 } else { 0.0 };
                         for (got, expected) in got.iter().zip(&expected) {

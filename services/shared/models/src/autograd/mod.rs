@@ -10,22 +10,33 @@ mod activation;
 mod amx;
 mod attention;
 mod conv;
+mod dense;
+mod heads;
 mod linear;
+mod many;
 mod matmul;
 mod norm;
+mod pixels;
 mod rearrange;
+mod resnet;
+mod scratch;
 mod slices;
 #[cfg(test)]
 mod testing;
+mod transformer;
+mod vector;
 
 use std::cell::Cell;
 
-pub(crate) use activation::{geglu, gelu, quick_gelu};
+pub(crate) use activation::{gelu, quick_gelu};
 pub(crate) use attention::attend;
 use candle_core::{Result, Tensor};
 pub(crate) use conv::conv2d;
 pub(crate) use linear::linear;
 pub(crate) use norm::{group_norm, layer_norm};
+pub(crate) use pixels::{pixels_in, pixels_out};
+pub(crate) use resnet::{ResnetTensors, resnet_block};
+pub(crate) use transformer::{TransformerTensors, transformer_block};
 
 /// How matrix products and convolutions compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -1,14 +1,8 @@
 //! Group normalization, with the SiLU that mostly follows, and layer normalization, with their gradients.
-//!
-//! Both are one operation: rows of a length that share mean and deviation, and an affine map whose factor belongs to a
-//! plane of the row (group norm's channel) or to a place in it (layer norm's).
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::{
-    activation::{sigmoid, silu_slope},
-    slices,
-};
+use super::{slices, vector};
 
 /// `x` `[B, C, ..]` normalized over each of `num_groups` groups of channels, scaled and shifted by `weight` and `bias`
 /// `[C]`, then through SiLU if `then_silu`.
@@ -28,93 +22,96 @@ pub(crate) fn layer_norm(x: &Tensor, [weight, bias]: [&Tensor; 2], eps: f32) -> 
     x.contiguous()?.apply_op3(weight, bias, LayerNorm { eps })
 }
 
-/// Sum of `f` over slices of one length, in sixteen lanes.
-#[inline(always)]
-fn sum_with<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
-    let mut lanes = [0_f32; 16];
-    let len = slices[0].len();
-    let whole = len / 16 * 16;
-    for at in (0..whole).step_by(16) {
-        let parts: [&[f32]; N] = std::array::from_fn(|s| &slices[s][at..at + 16]);
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(std::array::from_fn(|s| parts[s][lane]));
-        }
-    }
-    let rest: f32 = (whole..len).map(|i| f(std::array::from_fn(|s| slices[s][i]))).sum();
-    lanes.iter().sum::<f32>() + rest
-}
-
-/// Mean and reciprocal standard deviation.
-#[expect(clippy::cast_precision_loss, reason = "a count of values")]
-fn moments(x: &[f32], eps: f32) -> [f32; 2] {
-    let n = x.len() as f32;
-    let mean = sum_with([x], |[v]| v) / n;
-    let variance = sum_with([x], |[v]| (v - mean) * (v - mean)) / n;
-    [mean, 1.0 / (variance + eps).sqrt()]
-}
-
 #[derive(Clone, Copy, Debug)]
-struct GroupNorm {
-    num_groups: usize,
-    eps: f32,
-    then_silu: bool,
+pub(super) struct GroupNorm {
+    pub(super) num_groups: usize,
+    pub(super) eps: f32,
+    pub(super) then_silu: bool,
+}
+
+/// Items `[C, pixels]`, one after another, with the moments of their groups.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Items<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) pixels: usize,
+    pub(super) moments: &'a [[f32; 2]],
 }
 
 impl GroupNorm {
-    /// Channels of a group and pixels of a channel.
-    fn sizes(self, dims: &[usize], channels: usize) -> Result<[usize; 2]> {
+    fn check(self, dims: &[usize], channels: usize) -> Result<()> {
         if dims.len() < 2 || dims[1] != channels || !channels.is_multiple_of(self.num_groups) {
             bail!("group norm of {channels} channels in {} groups got {dims:?}", self.num_groups);
         }
-        Ok([channels / self.num_groups, dims[2..].iter().product()])
+        Ok(())
     }
 
-    /// Gradients of one group of one item: `dx` is written, `dw` and `db` of its channels added to.
-    fn group_backward(self, x: &[f32], dy: &[f32], dx: &mut [f32], affine: Affine<'_>) {
-        let Affine { weight, bias, dw, db } = affine;
-        let pixels = x.len() / weight.len();
-        let [mean, scale] = moments(x, self.eps);
-        let (mut sum, mut sum_with_x) = (0_f32, 0_f32);
-        let channels = weight.len();
-        for c in 0..channels {
-            let range = c * pixels..(c + 1) * pixels;
-            let (x, dy, dz) = (&x[range.clone()], &dy[range.clone()], &mut dx[range]);
-            let (factor, shift) = (scale * weight[c], bias[c] - mean * scale * weight[c]);
-            if self.then_silu {
-                for ((dz, x), dy) in dz.iter_mut().zip(x).zip(dy) {
-                    *dz = dy * silu_slope(x.mul_add(factor, shift));
-                }
-            } else {
-                dz.copy_from_slice(dy);
+    /// Mean and reciprocal deviation of each group of each item `[channels, pixels]` in `x`.
+    pub(super) fn moments(self, x: &[f32], channels: usize, pixels: usize) -> Vec<[f32; 2]> {
+        let groups = x.chunks_exact(channels / self.num_groups * pixels);
+        groups.map(|x| vector::moments(x, self.eps)).collect()
+    }
+
+    /// Normalizes items to `y`.
+    pub(super) fn forward(self, items: Items<'_>, [weight, bias]: [&[f32]; 2], y: &mut [f32]) {
+        let Items { x, pixels, moments } = items;
+        let channels = weight.len() / self.num_groups;
+        let groups = x.chunks_exact(channels * pixels).zip(y.chunks_exact_mut(channels * pixels));
+        for (i, ((x, y), &[mean, scale])) in groups.zip(moments).enumerate() {
+            let first = i % self.num_groups * channels;
+            for (c, (y, x)) in y.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels)).enumerate() {
+                let factor = scale * weight[first + c];
+                vector::affine(x, [factor, bias[first + c] - mean * factor], self.then_silu, y);
             }
-            let total = sum_with([&*dz], |[v]| v);
-            let with_x = sum_with([&*dz, x], |[dz, x]| dz * (x - mean)) * scale;
-            dw[c] += with_x;
-            db[c] += total;
-            sum += total * weight[c];
-            sum_with_x += with_x * weight[c];
         }
-        #[expect(clippy::cast_precision_loss, reason = "a count of values")]
-        let n = x.len() as f32;
-        let (mean_dz, mean_dz_x) = (sum / n, sum_with_x / n);
-        for c in 0..channels {
-            let range = c * pixels..(c + 1) * pixels;
-            let factor = weight[c] * scale;
+    }
+
+    /// Turns `dy`, the gradient behind items, to that of the items; adds those of weight and bias to the last. Writes
+    /// the normalized items to `y` too, where it is not empty.
+    pub(super) fn backward(
+        self,
+        items: Items<'_>,
+        [weight, bias]: [&[f32]; 2],
+        dy: &mut [f32],
+        y: &mut [f32],
+        [dw, db]: [&mut [f32]; 2],
+    ) {
+        assert!(y.is_empty() || y.len() == dy.len());
+        let Items { x, pixels, moments } = items;
+        let channels = weight.len() / self.num_groups;
+        let groups = x.chunks_exact(channels * pixels).zip(dy.chunks_exact_mut(channels * pixels));
+        for (i, ((x, dy), &[mean, scale])) in groups.zip(moments).enumerate() {
+            let first = i % self.num_groups * channels;
+            let (mut sum, mut sum_with_x) = (0_f32, 0_f32);
+            for (c, (x, dy)) in x.chunks_exact(pixels).zip(dy.chunks_exact_mut(pixels)).enumerate() {
+                let c = first + c;
+                let factor = scale * weight[c];
+                let affine = [factor, bias[c] - mean * factor, mean];
+                let at = i * channels * pixels + (c - first) * pixels;
+                let [total, with_x] = match y.get_mut(at..at + pixels) {
+                    Some(y) if self.then_silu => vector::affine_both(x, affine, dy, y),
+                    Some(y) => {
+                        vector::affine(x, [affine[0], affine[1]], false, y);
+                        vector::affine_slopes(x, affine, false, dy)
+                    }
+                    None => vector::affine_slopes(x, affine, self.then_silu, dy),
+                };
+                let with_x = with_x * scale;
+                dw[c] += with_x;
+                db[c] += total;
+                sum += total * weight[c];
+                sum_with_x += with_x * weight[c];
+            }
+            #[expect(clippy::cast_precision_loss, reason = "a count of values")]
+            let n = x.len() as f32;
+            let (mean_dz, mean_dz_x) = (sum / n, sum_with_x / n);
             // dx = scale (w dz - mean(w dz) - (x - mean) scale mean(w dz (x - mean) scale))
-            let (by_x, shift) = (-scale * scale * mean_dz_x, -scale * mean_dz + scale * scale * mean_dz_x * mean);
-            for (dz, x) in dx[range.clone()].iter_mut().zip(&x[range]) {
-                *dz = dz.mul_add(factor, x.mul_add(by_x, shift));
+            let by_x = -scale * scale * mean_dz_x;
+            let shift = -scale * mean_dz - by_x * mean;
+            for (c, (x, dy)) in x.chunks_exact(pixels).zip(dy.chunks_exact_mut(pixels)).enumerate() {
+                vector::combine(dy, x, [weight[first + c] * scale, by_x, shift]);
             }
         }
     }
-}
-
-/// The affine map of some channels, with its gradients.
-struct Affine<'a> {
-    weight: &'a [f32],
-    bias: &'a [f32],
-    dw: &'a mut [f32],
-    db: &'a mut [f32],
 }
 
 impl CustomOp3 for GroupNorm {
@@ -132,25 +129,11 @@ impl CustomOp3 for GroupNorm {
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, weight, bias) = (slices::of(x, lx)?, slices::of(w, lw)?, slices::of(b, lb)?);
-        let [channels, pixels] = self.sizes(lx.dims(), weight.len())?;
+        self.check(lx.dims(), weight.len())?;
         let mut y = vec![0_f32; x.len()];
-        let groups = x.chunks_exact(channels * pixels).zip(y.chunks_exact_mut(channels * pixels));
-        for (i, (x, y)) in groups.enumerate() {
-            let [mean, scale] = moments(x, self.eps);
-            let first = i % self.num_groups * channels;
-            for (c, (x, y)) in x.chunks_exact(pixels).zip(y.chunks_exact_mut(pixels)).enumerate() {
-                let factor = scale * weight[first + c];
-                let shift = bias[first + c] - mean * factor;
-                if self.then_silu {
-                    for (y, x) in y.iter_mut().zip(x) {
-                        let z = x.mul_add(factor, shift);
-                        *y = z * sigmoid(z);
-                    }
-                } else {
-                    y.iter_mut().zip(x).for_each(|(y, x)| *y = x.mul_add(factor, shift));
-                }
-            }
-        }
+        let pixels = lx.dims()[2..].iter().product();
+        let moments = self.moments(x, weight.len(), pixels);
+        self.forward(Items { x, pixels, moments: &moments }, [weight, bias], &mut y);
         slices::result(y, lx.shape())
     }
 
@@ -162,27 +145,19 @@ impl CustomOp3 for GroupNorm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [channels, pixels] = self.sizes(x.dims(), w.elem_count())?;
         let (mut dw, mut db) = (vec![0_f32; w.elem_count()], vec![0_f32; w.elem_count()]);
-        let mut dx = vec![0_f32; x.elem_count()];
-        let weight = w.to_vec1::<f32>()?;
-        let bias = b.to_vec1::<f32>()?;
-        slices::with(x, |x| {
-            slices::with(grad, |dy| {
-                let len = channels * pixels;
-                let both = x.chunks_exact(len).zip(dy.chunks_exact(len));
-                for (i, ((x, dy), dx)) in both.zip(dx.chunks_exact_mut(len)).enumerate() {
-                    let range = i % self.num_groups * channels..(i % self.num_groups + 1) * channels;
-                    let affine = Affine {
-                        weight: &weight[range.clone()],
-                        bias: &bias[range.clone()],
-                        dw: &mut dw[range.clone()],
-                        db: &mut db[range],
-                    };
-                    self.group_backward(x, dy, dx, affine);
-                }
-                Ok(())
-            })
+        let pixels = x.dims()[2..].iter().product();
+        let dx = slices::with_all(&[x, w, b, grad], |[x, w, b, dy]| {
+            let mut dx = dy.to_vec();
+            let moments = self.moments(x, w.len(), pixels);
+            self.backward(
+                Items { x, pixels, moments: &moments },
+                [w, b],
+                &mut dx,
+                &mut [],
+                [&mut dw, &mut db],
+            );
+            Ok(dx)
         })?;
         Ok((
             Some(slices::tensor_like(dx, x)?),
@@ -217,12 +192,7 @@ impl CustomOp3 for LayerNorm {
             bail!("layer norm of width {width} got {:?}", lx.dims());
         }
         let mut y = vec![0_f32; x.len()];
-        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-            let [mean, scale] = moments(x, self.eps);
-            for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                *y = ((x - mean) * scale).mul_add(*w, *b);
-            }
-        }
+        vector::normalize_rows(x, [weight, bias], self.eps, &mut y);
         slices::result(y, lx.shape())
     }
 
@@ -234,40 +204,17 @@ impl CustomOp3 for LayerNorm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let weight = w.to_vec1::<f32>()?;
-        let width = weight.len();
-        let (mut dw, mut db) = (vec![0_f32; width], vec![0_f32; width]);
+        let (mut dw, mut db) = (vec![0_f32; w.elem_count()], vec![0_f32; w.elem_count()]);
         let mut dx = vec![0_f32; x.elem_count()];
-        slices::with(x, |x| {
-            slices::with(grad, |dy| {
-                let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
-                for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-                    self.row_backward([x, dy, &weight], dx, [&mut dw, &mut db]);
-                }
-                Ok(())
-            })
+        slices::with_all(&[x, w, grad], |[x, w, dy]| {
+            vector::normalize_rows_back([x, dy, w], self.eps, &mut dx, [&mut dw, &mut db]);
+            Ok(())
         })?;
         Ok((
             Some(slices::tensor_like(dx, x)?),
             Some(slices::tensor_like(dw, w)?),
             Some(slices::tensor_like(db, b)?),
         ))
-    }
-}
-
-impl LayerNorm {
-    fn row_backward(self, [x, dy, weight]: [&[f32]; 3], dx: &mut [f32], [dw, db]: [&mut [f32]; 2]) {
-        #[expect(clippy::cast_precision_loss, reason = "a count of values")]
-        let n = x.len() as f32;
-        let [mean, scale] = moments(x, self.eps);
-        let mean_dz = sum_with([dy, weight], |[dy, w]| dy * w) / n;
-        let mean_dz_x = sum_with([dy, weight, x], |[dy, w, x]| dy * w * (x - mean)) * scale / n;
-        for i in 0..x.len() {
-            let unit = (x[i] - mean) * scale;
-            dw[i] += dy[i] * unit;
-            db[i] += dy[i];
-            dx[i] = scale * (dy[i] * weight[i] - mean_dz - unit * mean_dz_x);
-        }
     }
 }
 

@@ -20,6 +20,29 @@ pub(super) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> R
     }
 }
 
+/// [`with`] several at once.
+pub(super) fn with_all<T, const N: usize>(
+    tensors: &[&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> Result<T>,
+) -> Result<T> {
+    with_list(tensors, |slices| match slices.try_into() {
+        Ok(slices) => f(slices),
+        Err(_) => bail!("as many slices as tensors"),
+    })
+}
+
+/// [`with`] any number of them.
+pub(super) fn with_list<T>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
+    let tensors = tensors.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
+    let guards: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let storages = guards.iter().map(|(storage, layout)| match &**storage {
+        Storage::Cpu(storage) => of(storage, layout),
+        _ => bail!("differentiable kernels run on the CPU"),
+    });
+    let slices = storages.collect::<Result<Vec<_>>>()?;
+    f(&slices)
+}
+
 /// A kernel's result.
 pub(super) fn result(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
     Ok((CpuStorage::F32(values), shape.into()))

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Result, Shape, Tensor, Var};
 
+use super::Precision;
 use crate::noise::TorchGenerator;
 
 /// Normal values by seed.
@@ -47,5 +48,31 @@ pub(super) fn gradients_hold(inputs: &[&Tensor], f: impl Fn(&[Tensor]) -> Result
         let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
         let size = f64::from(norm(gradient)).max(1.0);
         assert!((f64::from(said) - found).abs() <= 0.01 * size, "input {i}: {said} said, {found} found");
+    }
+}
+
+/// Compares results and gradients of one computation in two forms: relative to the root mean square, to rounding in f32,
+/// to a few hundredths where factors are rounded to bf16.
+pub(super) fn equal_with_gradients(
+    inputs: &[&Tensor],
+    whole: impl Fn(&[Tensor]) -> Result<Tensor>,
+    parts: impl Fn(&[Tensor]) -> Result<Tensor>,
+    precision: Precision,
+) {
+    let tolerance = if precision == Precision::F32 { 1e-4 } else { 0.06 };
+    let run = |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
+        let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+        let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+        let y = f(&tensors).unwrap();
+        let weights = draw(y.shape(), 78);
+        let store = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let mut all = vec![y.detach()];
+        all.extend(vars.iter().map(|v| store.get(v).unwrap().clone()));
+        all
+    };
+    for (i, (whole, parts)) in run(&whole).iter().zip(&run(&parts)).enumerate() {
+        let size = parts.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        let worst = worst(whole, parts) / size;
+        assert!(worst <= tolerance, "result or gradient {i} in {precision:?}: {worst} apart");
     }
 }

@@ -79,7 +79,7 @@ impl ClipTextConfig {
     /// The file is missing or broken, an activation is unknown, or sizes contradict each other.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
-        Self::check(read_json(&path)?, &path)
+        Self::check(&read_json(&path)?, &path)
     }
 
     /// Reads the text of a `config.json`; `path` is only named in errors.
@@ -89,10 +89,10 @@ impl ClipTextConfig {
     pub fn from_json(text: &str, path: &Path) -> Result<Self, ModelError> {
         let file = serde_json::from_str(text)
             .map_err(|e| ModelError::ParseConfig { path: path.to_owned(), why: e.to_string() })?;
-        Self::check(file, path)
+        Self::check(&file, path)
     }
 
-    fn check(file: File, path: &Path) -> Result<Self, ModelError> {
+    fn check(file: &File, path: &Path) -> Result<Self, ModelError> {
         let hidden_act = match file.hidden_act.as_str() {
             "quick_gelu" => HiddenAct::QuickGelu,
             "gelu" => HiddenAct::Gelu,

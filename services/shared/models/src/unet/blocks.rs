@@ -56,6 +56,16 @@ impl Layers {
 
     fn forward_one(&self, i: usize, x: Tensor, context: Context<'_>) -> Result<Tensor> {
         let x = self.resnets[i].forward(x, Some(context.temb))?;
+        self.attend(i, x, context)
+    }
+
+    /// [`Layers::forward_one`] of `x`'s channels, then `skip`'s.
+    fn forward_joined(&self, i: usize, x: Tensor, skip: Tensor, context: Context<'_>) -> Result<Tensor> {
+        let x = self.resnets[i].forward_joined(x, skip, Some(context.temb))?;
+        self.attend(i, x, context)
+    }
+
+    fn attend(&self, i: usize, x: Tensor, context: Context<'_>) -> Result<Tensor> {
         match self.attentions.get(i) {
             Some(attention) => attention.forward(&x, context.encoder_hidden_states),
             None => Ok(x),
@@ -179,7 +189,7 @@ impl UpBlock {
             let Some(skip) = skips.pop() else {
                 candle_core::bail!("the up path takes more skips than there are")
             };
-            x = self.layers.forward_one(i, Tensor::cat(&[x, skip], 1)?, context)?;
+            x = self.layers.forward_joined(i, x, skip, context)?;
         }
         if let (Some(conv), Some(skip)) = (&self.upsamplers, skips.last()) {
             let (_, _, height, width) = skip.dims4()?;

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::UnetConfig;
 use crate::{
     attention::{Attention, Bias},
-    autograd,
+    autograd::{self, TransformerTensors},
     layer_norm::{LayerNorm, layer_norm},
     linear::{Linear, linear},
     norm::GroupNorm,
@@ -36,9 +36,6 @@ impl FeedForward {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let both = x.apply(&self.proj)?;
-        if autograd::wanted(&[&both]).is_some() {
-            return autograd::geglu(&both)?.apply(&self.out);
-        }
         let inner = both.dim(D::Minus1)? / 2;
         let (value, gate) = (both.narrow(D::Minus1, 0, inner)?, both.narrow(D::Minus1, inner, inner)?);
         (value * gate.gelu_erf()?)?.apply(&self.out)
@@ -74,10 +71,28 @@ impl BasicTransformerBlock {
     }
 
     fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
+        let inputs = [x, encoder_hidden_states];
+        let wanted = autograd::wanted(&[x, encoder_hidden_states, self.attn1.weight()]);
+        if let (Some(precision), Some(tensors)) = (wanted, self.tensors()) {
+            #[expect(clippy::cast_possible_truncation, reason = "an epsilon")]
+            let eps = LAYER_NORM_EPS as f32;
+            return autograd::transformer_block(inputs, &tensors, self.attn1.heads(), eps, precision);
+        }
         let normed = x.apply(&self.norm1)?;
         let x = (x + self.attn1.forward(&normed, &normed)?)?;
         let x = (&x + self.attn2.forward(&x.apply(&self.norm2)?, encoder_hidden_states)?)?;
         &x + self.ff.forward(&x.apply(&self.norm3)?)?
+    }
+}
+
+impl BasicTransformerBlock {
+    /// As one differentiable operation takes them.
+    fn tensors(&self) -> Option<TransformerTensors<'_>> {
+        Some(TransformerTensors {
+            norms: [self.norm1.affine()?, self.norm2.affine()?, self.norm3.affine()?],
+            attentions: [self.attn1.tensors()?, self.attn2.tensors()?],
+            feed_forward: [self.ff.proj.affine()?, self.ff.out.affine()?],
+        })
     }
 }
 
@@ -112,13 +127,24 @@ impl Transformer2DModel {
 
     /// `x` `[B, C, H, W]`, `encoder_hidden_states` `[B, 77, D]`.
     pub(super) fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
+        let projections = (self.proj_in.affine(), self.proj_out.affine());
+        if let (Some(precision), (Some(proj_in), Some(proj_out))) =
+            (autograd::wanted(&[x, self.proj_in.weight()]), projections)
+        {
+            let norm = self.norm.affine();
+            let mut hidden = autograd::pixels_in(x, norm, self.norm.groups(), proj_in, precision)?;
+            for block in &self.transformer_blocks {
+                hidden = block.forward(&hidden, encoder_hidden_states)?;
+            }
+            return autograd::pixels_out(&hidden, x, proj_out, precision);
+        }
         let (batch, channels, height, width) = x.dims4()?;
         let pixels = self.norm.forward(x)?.reshape((batch, channels, height * width))?;
-        let mut hidden = autograd::exchanged(&pixels)?.apply(&self.proj_in)?;
+        let mut hidden = pixels.transpose(1, 2)?.contiguous()?.apply(&self.proj_in)?;
         for block in &self.transformer_blocks {
             hidden = block.forward(&hidden, encoder_hidden_states)?;
         }
-        let hidden = autograd::exchanged(&hidden.apply(&self.proj_out)?)?;
+        let hidden = hidden.apply(&self.proj_out)?.transpose(1, 2)?.contiguous()?;
         hidden.reshape((batch, channels, height, width))? + x
     }
 }

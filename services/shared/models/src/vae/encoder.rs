@@ -20,9 +20,7 @@ impl DownEncoderBlock2D {
         }
         let Some(conv) = &self.downsamplers else { return Ok(x) };
         // Unlike the UNet's, these see zeros only past the far edges.
-        x = x.pad_with_zeros(2, 0, 1)?;
-        x = x.pad_with_zeros(3, 0, 1)?;
-        conv.forward(&x)
+        conv.forward_past_edges(&x)
     }
 }
 

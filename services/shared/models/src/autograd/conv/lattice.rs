@@ -7,12 +7,11 @@
 use std::ops::Range;
 
 /// The greatest number of places laid out at once, where items are small: what stays in the cache.
-const PLACES: usize = 6 << 10;
+const PLACES: usize = 2 << 10;
 
 /// One convolution's geometry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lattice {
-    pub(super) batch: usize,
     pub(super) height: usize,
     pub(super) width: usize,
     pub(super) out_height: usize,
@@ -23,9 +22,10 @@ pub(super) struct Lattice {
     offset: usize,
 }
 
-/// A run of pixels: `len` of them from `pixel`, `step` apart at their places from `place`.
+/// A run of an item's pixels: `len` of them from `pixel`, `step` apart at their places from `place`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
+    pub(super) item: usize,
     pub(super) pixel: usize,
     pub(super) place: usize,
     pub(super) len: usize,
@@ -33,10 +33,11 @@ pub(super) struct Run {
 }
 
 impl Lattice {
-    pub(super) fn new([batch, height, width]: [usize; 3], side: usize, stride: usize, padding: usize) -> Self {
-        let out = |size: usize| (size + 2 * padding - side) / stride + 1;
+    pub(super) fn new([height, width]: [usize; 2], side: usize, stride: usize, padding: [usize; 2]) -> Self {
+        let [near, far] = padding;
+        let out = |size: usize| (size + near + far - side) / stride + 1;
         let (out_height, out_width) = (out(height), out(width));
-        Self { batch, height, width, out_height, out_width, side, stride, offset: side / 2 - padding }
+        Self { height, width, out_height, out_width, side, stride, offset: side / 2 - near }
     }
 
     pub(super) fn plane(&self) -> usize {
@@ -61,9 +62,9 @@ impl Lattice {
         (self.height + self.border()) * self.pitch()
     }
 
-    /// The items, some at a time.
-    pub(super) fn groups(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (batch, size) = (self.batch, (PLACES / self.item()).max(1));
+    /// `batch` items, some at a time.
+    pub(super) fn groups(&self, batch: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let size = (PLACES / self.item()).max(1);
         (0..batch).step_by(size).map(move |first| first..(first + size).min(batch))
     }
 
@@ -81,7 +82,7 @@ impl Lattice {
     /// channels' rows into the same few lines of the cache.
     pub(super) fn length(&self, items: usize) -> usize {
         let len = self.places(items) + 2 * self.lead();
-        if len.is_multiple_of(512) { len + 32 } else { len }
+        if len.is_multiple_of(256) { len + 32 } else { len }
     }
 
     /// How far each tap of the kernel is from its centre, plus the lead.
@@ -93,10 +94,15 @@ impl Lattice {
 
     /// Rows of the input of one plane of `items` items, `pixel` counted from the plane of the first, with `between`
     /// pixels from item to item.
-    pub(super) fn input_runs(&self, items: usize, between: usize) -> impl Iterator<Item = Run> + Clone + use<> {
+    pub(super) fn input_runs(
+        &self,
+        items: usize,
+        between: usize,
+    ) -> impl Iterator<Item = Run> + Clone + use<> {
         let Self { height, width, .. } = *self;
         let (item_places, pitch) = (self.item(), self.pitch());
         let row = move |item: usize, y: usize| Run {
+            item,
             pixel: item * between + y * width,
             place: item * item_places + y * pitch,
             len: width,
@@ -106,10 +112,15 @@ impl Lattice {
     }
 
     /// The same of the output.
-    pub(super) fn output_runs(&self, items: usize, between: usize) -> impl Iterator<Item = Run> + Clone + use<> {
+    pub(super) fn output_runs(
+        &self,
+        items: usize,
+        between: usize,
+    ) -> impl Iterator<Item = Run> + Clone + use<> {
         let Self { out_height, out_width, stride, offset, .. } = *self;
         let (item_places, pitch) = (self.item(), self.pitch());
         let row = move |item: usize, y: usize| Run {
+            item,
             pixel: item * between + y * out_width,
             place: item * item_places + (stride * y + offset) * pitch + offset,
             len: out_width,

@@ -1,23 +1,23 @@
 //! Convolution on the lattice in f32.
 
-use super::{Kernel, Lattice, lattice::Run};
+use super::{Kernel, Lattice, Start, lattice::Run};
 use crate::autograd::{
     Precision,
     matmul::{Target, View, matmul},
+    scratch::Scratch,
 };
 
-/// Planes of `channels`, each `[items]` of pixels among `pixels`, laid out with zeros around.
+/// Planes of `channels` of items among `pixels`, laid out with zeros around.
 fn laid_out(
     pixels: &[f32],
     [channels, plane]: [usize; 2],
-    length: usize,
-    lead: usize,
-    runs: impl Iterator<Item = Run> + Clone,
-) -> Vec<f32> {
-    let mut out = vec![0_f32; channels * length];
+    [length, lead]: [usize; 2],
+    runs: &(impl Iterator<Item = Run> + Clone),
+) -> Scratch<f32> {
+    let mut out = Scratch::zeros(channels * length);
     for (channel, out) in out.chunks_exact_mut(length).enumerate() {
         let pixels = &pixels[channel * plane..];
-        for Run { pixel, place, len, step } in runs.clone() {
+        for Run { pixel, place, len, step, .. } in runs.clone() {
             let row = &pixels[pixel..][..len];
             out[lead + place..].iter_mut().step_by(step).zip(row).for_each(|(out, x)| *out = *x);
         }
@@ -25,73 +25,80 @@ fn laid_out(
     out
 }
 
-/// The opposite: adds what lies at the runs' places to the pixels.
+/// The opposite: what lies at the runs' places, to their pixels.
 fn gathered(
     places: &[f32],
     length: usize,
-    pixels: &mut [f32],
-    plane: usize,
-    runs: impl Iterator<Item = Run> + Clone,
+    (pixels, [channels, plane]): (&mut [f32], [usize; 2]),
+    start: Start<'_>,
+    runs: &(impl Iterator<Item = Run> + Clone),
 ) {
     for (channel, places) in places.chunks_exact(length).enumerate() {
-        for Run { pixel, place, len, step } in runs.clone() {
-            let row = &mut pixels[channel * plane + pixel..][..len];
-            row.iter_mut().zip(places[place..].iter().step_by(step)).for_each(|(x, place)| *x += place);
-        }
+        let pixels = &mut pixels[channel * plane..];
+        runs.clone().for_each(|run| start.put(run, [channel, channels], places, pixels));
     }
 }
 
-/// Adds the convolution to `y`.
-pub(super) fn forward(lattice: &Lattice, kernel: Kernel, x: &[f32], weight: &[f32], y: &mut [f32]) {
+/// One group's convolution, to `y`.
+pub(super) fn forward(
+    lattice: &Lattice,
+    kernel: Kernel,
+    [x, weight]: [&[f32]; 2],
+    start: Start<'_>,
+    y: &mut [f32],
+) {
     let Kernel { c_in, c_out, .. } = kernel;
     let (plane, out_plane, taps) = (lattice.plane(), lattice.out_plane(), kernel.taps());
-    for group in lattice.groups() {
-        let (items, length) = (group.len(), lattice.length(group.len()));
-        let runs = lattice.input_runs(items, c_in * plane);
-        let x = laid_out(&x[group.start * c_in * plane..], [c_in, plane], length, lattice.lead(), runs);
-        let places = lattice.places(items);
-        let mut sums = vec![0_f32; c_out * places];
-        for (tap, shift) in lattice.shifts().into_iter().enumerate() {
-            let weight = View { data: &weight[tap..], rows: c_in * taps, columns: taps };
-            let mut target = Target { accumulate: true, ..Target::new(&mut sums, places) };
-            matmul([c_out, places, c_in], weight, View::new(&x[shift..], length), &mut target, Precision::F32);
-        }
-        let runs = lattice.output_runs(items, c_out * out_plane);
-        gathered(&sums, places, &mut y[group.start * c_out * out_plane..], out_plane, runs);
+    let items = x.len() / (c_in * plane);
+    let (length, places) = (lattice.length(items), lattice.places(items));
+    let runs = lattice.input_runs(items, c_in * plane);
+    let x = laid_out(x, [c_in, plane], [length, lattice.lead()], &runs);
+    let mut sums = Scratch::zeros(c_out * places);
+    for (tap, shift) in lattice.shifts().into_iter().enumerate() {
+        let weight = View { data: &weight[tap..], rows: c_in * taps, columns: taps };
+        let mut target = Target::sum(&mut sums, places);
+        matmul([c_out, places, c_in], weight, View::new(&x[shift..], length), &mut target, Precision::F32);
     }
+    let runs = lattice.output_runs(items, c_out * out_plane);
+    gathered(&sums, places, (y, [c_out, out_plane]), start, &runs);
 }
 
-/// Writes the gradients of input and weight.
+/// One group's gradient of the input, to `dx`.
 pub(super) fn backward(
     lattice: &Lattice,
     kernel: Kernel,
-    [x, weight, dy]: [&[f32]; 3],
-    mut dx: Option<&mut [f32]>,
-    dw: &mut [f32],
+    [dy, weight]: [&[f32]; 2],
+    start: Start<'_>,
+    dx: &mut [f32],
 ) {
     let Kernel { c_in, c_out, .. } = kernel;
     let (plane, out_plane, taps) = (lattice.plane(), lattice.out_plane(), kernel.taps());
-    let (lead, shifts) = (lattice.lead(), lattice.shifts());
-    for group in lattice.groups() {
-        let (items, length, places) = (group.len(), lattice.length(group.len()), lattice.places(group.len()));
-        let runs = lattice.input_runs(items, c_in * plane);
-        let x = laid_out(&x[group.start * c_in * plane..], [c_in, plane], length, lead, runs.clone());
-        let out_runs = lattice.output_runs(items, c_out * out_plane);
-        let dy = laid_out(&dy[group.start * c_out * out_plane..], [c_out, out_plane], length, lead, out_runs);
-        for (tap, shift) in shifts.iter().enumerate() {
-            let mut sums = vec![0_f32; c_out * c_in];
-            let x = View::new(&x[*shift..], length).transposed();
-            let dy = View::new(&dy[lead..], length);
-            matmul([c_out, c_in, places], dy, x, &mut Target::new(&mut sums, c_in), Precision::F32);
-            dw[tap..].iter_mut().step_by(taps).zip(sums).for_each(|(dw, sum)| *dw += sum);
-        }
-        let Some(dx) = dx.as_deref_mut() else { continue };
-        let mut sums = vec![0_f32; c_in * places];
-        for (tap, shift) in shifts.iter().rev().enumerate() {
-            let weight = View { data: &weight[tap..], rows: taps, columns: c_in * taps };
-            let mut target = Target { accumulate: true, ..Target::new(&mut sums, places) };
-            matmul([c_in, places, c_out], weight, View::new(&dy[*shift..], length), &mut target, Precision::F32);
-        }
-        gathered(&sums, places, &mut dx[group.start * c_in * plane..], plane, runs);
+    let items = dx.len() / (c_in * plane);
+    let (length, places) = (lattice.length(items), lattice.places(items));
+    let runs = lattice.output_runs(items, c_out * out_plane);
+    let dy = laid_out(dy, [c_out, out_plane], [length, lattice.lead()], &runs);
+    let mut sums = Scratch::zeros(c_in * places);
+    for (tap, shift) in lattice.shifts().iter().rev().enumerate() {
+        let weight = View { data: &weight[tap..], rows: taps, columns: c_in * taps };
+        let mut target = Target::sum(&mut sums, places);
+        matmul([c_in, places, c_out], weight, View::new(&dy[*shift..], length), &mut target, Precision::F32);
+    }
+    gathered(&sums, places, (dx, [c_in, plane]), start, &lattice.input_runs(items, c_in * plane));
+}
+
+/// One group's share of the weight's gradient, added to `sums`.
+pub(super) fn weight_slopes(lattice: &Lattice, kernel: Kernel, [x, dy]: [&[f32]; 2], sums: &mut [f32]) {
+    let Kernel { c_in, c_out, .. } = kernel;
+    let (plane, out_plane) = (lattice.plane(), lattice.out_plane());
+    let items = x.len() / (c_in * plane);
+    let (length, places, lead) = (lattice.length(items), lattice.places(items), lattice.lead());
+    let x = laid_out(x, [c_in, plane], [length, lead], &lattice.input_runs(items, c_in * plane));
+    let runs = lattice.output_runs(items, c_out * out_plane);
+    let dy = laid_out(dy, [c_out, out_plane], [length, lead], &runs);
+    let (rows, stride) = (c_out.next_multiple_of(16), c_in.next_multiple_of(16));
+    for (shift, sums) in lattice.shifts().iter().zip(sums.chunks_exact_mut(rows * stride)) {
+        let x = View::new(&x[*shift..], length).transposed();
+        let mut target = Target::sum(sums, stride);
+        matmul([c_out, c_in, places], View::new(&dy[lead..], length), x, &mut target, Precision::F32);
     }
 }

@@ -1,0 +1,203 @@
+//! How good pictures are, whatever they show: what the autoencoder loses, what the refiner gains, and how far a set of
+//! pictures is from true ones.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use rand::RngExt;
+use sdxl_models::{
+    PipelineDir, Weights,
+    autograd::Scope,
+    vae::{VaeConfig, VaeEncoder, to_rgb8},
+};
+use sdxl_scenes::{Sample, Split};
+use serde::Serialize;
+
+use super::{
+    bench::{self, Bench, Prompt},
+    captions::{Rate, rates},
+    draw::{Options, Painter},
+    figures::Estimate,
+    fit,
+    frechet::Gaussian,
+};
+use crate::{
+    TrainError,
+    classifier::{Raster, Reading},
+    random,
+    threads::Team,
+};
+
+/// True renderings that a set of pictures is held against.
+const RENDERINGS: usize = 2000;
+/// Times that pictures are drawn anew from a set, for the distance's error.
+const RESAMPLES: usize = 100;
+
+/// What comes back from the autoencoder.
+#[derive(Clone, Debug, Serialize)]
+pub struct Autoencoder {
+    /// Peak signal to noise, in decibels.
+    pub psnr: Estimate,
+    /// How often the classifier still sees what is there: no picture that the decoder makes can be judged more surely.
+    pub rates: Vec<Rate>,
+}
+
+/// Sends held-out renderings through the autoencoder and back.
+///
+/// # Errors
+/// A broken file or a failed computation.
+pub fn autoencoder(bench: &Bench, model: &Path, count: usize) -> Result<Autoencoder, TrainError> {
+    let folder = PipelineDir::open(&model.join("base"))?.vae();
+    let config = VaeConfig::open(&folder.join("config.json"))?;
+    let weights = Weights::open(&folder)?.var_builder(DType::F32, &Device::Cpu);
+    let encoder = VaeEncoder::new(&weights, &config)?;
+    let (size, prompts) = (bench.square(), Prompt::held_out(count, |_| true));
+    let one = |prompt: &Prompt| {
+        let _scope = bench.painter.precision.map(Scope::new);
+        let picture = Raster::of_scene(&prompt.scene, size);
+        let pixels: Vec<f32> = picture.pixels.iter().map(|v| 2.0 * v - 1.0).collect();
+        let image = Tensor::from_vec(pixels, (1, 3, size[0], size[1]), &Device::Cpu)?;
+        let decoded = bench.painter.decoder.decode(&encoder.latents(&image)?)?.i(0)?;
+        let decoded = Raster::of_rgb8(&to_rgb8(&decoded)?, size);
+        Ok::<_, TrainError>((psnr(&picture, &decoded), decoded))
+    };
+    let decoded = in_turn(&bench.team, &prompts, one).into_iter().collect::<Result<Vec<_>, _>>()?;
+    let (values, pictures): (Vec<f64>, Vec<Raster>) = decoded.into_iter().unzip();
+    Ok(Autoencoder { psnr: Estimate::mean(&values), rates: rates(&bench.judge(&prompts, &pictures)?) })
+}
+
+/// `work` for every item, on all threads; results in the items' order.
+fn in_turn<I: Sync, T: Send>(team: &Team, items: &[I], work: impl Fn(&I) -> T + Sync) -> Vec<T> {
+    let threads = team.size();
+    let shares = team.each(threads, |first| items.iter().skip(first).step_by(threads).map(&work).collect());
+    let mut shares: Vec<_> = shares.into_iter().map(Vec::into_iter).collect();
+    (0..items.len()).filter_map(|i| shares[i % threads].next()).collect()
+}
+
+fn psnr(one: &Raster, other: &Raster) -> f64 {
+    let squares = one.pixels.iter().zip(&other.pixels).map(|(a, b)| f64::from((a - b) * (a - b)));
+    -10.0 * (squares.sum::<f64>() / one.pixels.len().max(1) as f64).max(1e-10).log10()
+}
+
+/// The base alone beside the base with the refiner, of the same captions and seeds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Refined {
+    /// The share of steps that is the base's.
+    pub split: f64,
+    /// Distance of the base's pictures from the nearest true renderings, as fitted, in values of 0..=255.
+    pub base: Estimate,
+    /// Of the refined pictures.
+    pub refined: Estimate,
+    /// Refined less base, picture by picture.
+    pub difference: Estimate,
+    /// How often the refined picture is nearer.
+    pub better: Estimate,
+    /// Some of them: each prompt with its base picture and the refined one.
+    #[serde(skip)]
+    pub pairs: Vec<(Prompt, [Raster; 2])>,
+}
+
+/// Draws `count` captions without and with the refiner, and fits true renderings to both. None without a refiner.
+/// Pictures of which one lacks something that the caption names are left out of both.
+///
+/// # Errors
+/// A failed computation.
+pub fn refiner(bench: &Bench, count: usize) -> Result<Option<Refined>, TrainError> {
+    const SPLIT: f64 = 0.8;
+    if bench.painter.refiner.is_none() {
+        return Ok(None);
+    }
+    let prompts = Prompt::held_out(count, |facts| facts.background.is_some());
+    let base = Options::new(bench.square());
+    let refined = Options { refiner_split: Some(SPLIT), ..base.clone() };
+    let [base, refined] = [bench.draw(&prompts, &base)?, bench.draw(&prompts, &refined)?];
+    let fits = |pictures: &[Raster]| {
+        let readings = bench.classifier.read(pictures)?;
+        let all: Vec<_> = pictures.iter().zip(&readings).zip(&prompts).collect();
+        let fit = |((picture, reading), prompt): &((&Raster, &Reading), &Prompt)| {
+            Some(fit::nearest(picture, reading, &prompt.facts)?.1)
+        };
+        Ok::<_, TrainError>(in_turn(&bench.team, &all, fit))
+    };
+    let both: Vec<_> = fits(&base)?.into_iter().zip(fits(&refined)?).filter_map(|(a, b)| a.zip(b)).collect();
+    let (of_base, of_refined): (Vec<f64>, Vec<f64>) = both.iter().copied().unzip();
+    let difference: Vec<f64> = both.iter().map(|(base, refined)| refined - base).collect();
+    Ok(Some(Refined {
+        split: SPLIT,
+        base: Estimate::mean(&of_base),
+        refined: Estimate::mean(&of_refined),
+        better: Estimate::share(difference.iter().filter(|d| **d < 0.0).count(), difference.len()),
+        difference: Estimate::mean(&difference),
+        pairs: prompts.into_iter().zip(base.into_iter().zip(refined).map(|(a, b)| [a, b])).collect(),
+    }))
+}
+
+/// True renderings of held-out scenes, as a distribution in the classifier's features.
+pub struct Truth<'a> {
+    bench: &'a Bench,
+    gaussian: Gaussian,
+}
+
+impl<'a> Truth<'a> {
+    /// Renders them.
+    ///
+    /// # Errors
+    /// A failed computation.
+    pub fn new(bench: &'a Bench) -> Result<Self, TrainError> {
+        // Far from the seeds that prompts are drawn by.
+        let scenes = (0..RENDERINGS as u64).map(|i| Sample::draw((1 << 40) + i, Split::HeldOut).scene);
+        let rendered: Vec<_> = scenes.map(|scene| Raster::of_scene(&scene, bench.square())).collect();
+        Ok(Self { bench, gaussian: Gaussian::fit(&bench.classifier.features(&rendered)?) })
+    }
+
+    /// The Fréchet distance of pictures from them, with the error that comes of having only so many. It falls as their
+    /// number grows: compare equal numbers.
+    ///
+    /// # Errors
+    /// A failed computation.
+    pub fn distance(&self, pictures: &[Raster]) -> Result<Estimate, TrainError> {
+        let points = self.bench.classifier.features(pictures)?;
+        let value = Gaussian::fit(&points).distance(&self.gaussian);
+        // Points drawn twice bring every distance up by the same: only the spread is of use.
+        let mut rng = random::stream(0, "frechet", 0, 0);
+        let again = |_| {
+            let picked = (0..points.len()).map(|_| points[rng.random_range(0..points.len())].clone());
+            Gaussian::fit(&picked.collect::<Vec<_>>()).distance(&self.gaussian)
+        };
+        let values: Vec<f64> = (0..RESAMPLES).map(again).collect();
+        let mean = values.iter().sum::<f64>() / RESAMPLES as f64;
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (RESAMPLES - 1) as f64;
+        let reach = 1.96 * variance.sqrt();
+        Ok(Estimate { value, interval: [(value - reach).max(0.0), value + reach], count: pictures.len() })
+    }
+
+    /// The distance of what a model draws for these captions and seeds.
+    ///
+    /// # Errors
+    /// A failed computation.
+    pub fn distance_of(&self, painter: &Painter, prompts: &[Prompt]) -> Result<Estimate, TrainError> {
+        let orders = bench::orders(prompts, &Options::new(self.bench.square()));
+        self.distance(&painter.draw(&self.bench.team, &orders)?)
+    }
+
+    /// The distance of as many true renderings of the same captions: no model does better but by chance.
+    ///
+    /// # Errors
+    /// A failed computation.
+    pub fn floor(&self, prompts: &[Prompt]) -> Result<Estimate, TrainError> {
+        let size = self.bench.square();
+        self.distance(&prompts.iter().map(|p| Raster::of_scene(&p.scene, size)).collect::<Vec<_>>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_has_the_ratio_that_it_should() {
+        let raster = |value| Raster { size: [2, 2], pixels: vec![value; 12] };
+        assert!((psnr(&raster(0.5), &raster(0.4)) - 20.0).abs() < 1e-5);
+        assert!(psnr(&raster(0.5), &raster(0.5)) > 99.0);
+    }
+}
