@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .PHONY: run test lint bench model model-smoke help
-PROMPT ?= a photo of a cat
+PROMPT ?= a large red circle on a blue background
 
 run: ## Build, start every service here, make a picture through gRPC and say where it is (PROMPT="...")
 	cargo build --release --bins
@@ -18,9 +18,10 @@ lint: ## Formatting, clippy, and who may import whom
 	cargo clippy --workspace --all-targets -- -D warnings
 	.ci/cargo-deny check -A unused-wrapper -A license-not-encountered bans licenses sources
 
-model: ## Train the shipped model anew by its recipe, in target/model (hours; goes on where it was stopped)
+model: ## Train the shipped model anew by its recipe and measure it, in target/model (hours; resumes)
 	cargo build --release -p sdxl-trainer
 	models/trainer/train.sh models/recipes/shapes.toml target/model target/model/shapes
+	models/trainer/evaluate.sh models/recipes/shapes.toml target/model target/model/shapes target/model/docs
 
 model-smoke: ## Train every stage of a tiny model from nothing, and see the losses fall (minutes)
 	cargo test --release -p sdxl-trainer --test training -- --ignored --nocapture

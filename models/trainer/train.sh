@@ -8,4 +8,3 @@ for stage in vae base refiner; do
     "$train" "$stage" --recipe "$1" --out "$2"
 done
 "$train" export --recipe "$1" --out "$2" --model "$3"
-"$train" evaluate --recipe "$1" --out "$2" --model "$3" --docs "$2/docs"

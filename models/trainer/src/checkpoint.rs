@@ -6,6 +6,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{
@@ -46,6 +50,8 @@ pub struct Checkpoints {
     latest: PathBuf,
     previous: PathBuf,
     identity: Identity,
+    /// Whether the run goes on from the previous one, which must stay until there is another.
+    latest_is_damaged: Arc<AtomicBool>,
 }
 
 impl Checkpoints {
@@ -54,7 +60,7 @@ impl Checkpoints {
     pub fn new(folder: &Path, identity: Identity) -> Self {
         let [latest, previous] =
             ["latest", "previous"].map(|name| folder.join(format!("{name}.safetensors")));
-        Self { latest, previous, identity }
+        Self { latest, previous, identity, latest_is_damaged: Arc::default() }
     }
 
     /// Saves the run's state; the latest checkpoint becomes the previous one.
@@ -96,6 +102,10 @@ impl Checkpoints {
 
     /// At every moment of it, either the latest or the previous checkpoint is there and whole.
     fn rotate(&self, fresh: &Path) -> io::Result<()> {
+        if self.latest_is_damaged.swap(false, Ordering::Relaxed) {
+            fs::rename(fresh, &self.latest)?;
+            return tensor_file::sync_folder(&self.latest);
+        }
         match fs::rename(&self.latest, &self.previous) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => fs::rename(fresh, &self.latest)?,
@@ -116,7 +126,10 @@ impl Checkpoints {
         let mut damaged = None;
         for path in [&self.latest, &self.previous] {
             match self.load(path, store, optimizer) {
-                Ok(progress) => return Ok(Some(progress)),
+                Ok(progress) => {
+                    self.latest_is_damaged.store(damaged.is_some(), Ordering::Relaxed);
+                    return Ok(Some(progress));
+                }
                 Err(TrainError::ReadFile { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Err(error @ TrainError::DamagedFile { .. }) => damaged = damaged.or(Some(error)),
                 Err(error) => return Err(error),

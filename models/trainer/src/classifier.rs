@@ -24,7 +24,7 @@ pub use truth::{Accuracy, Disturbance};
 pub use verdict::{Aspect, Verdict};
 
 use crate::{
-    StoredType, TrainError,
+    StoredType, TrainError, digest,
     recipe::Recipe,
     stop::Stop,
     store::ParameterStore,
@@ -162,7 +162,7 @@ fn tensor(pictures: &[Raster]) -> candle_core::Result<Tensor> {
 fn fingerprint(recipe: &Recipe) -> String {
     let data = &recipe.data;
     let content = json!([VERSION, training::STEPS, recipe.model.seed, data.sample_size, data.buckets]);
-    Sha256::digest(content.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+    digest::hex(&Sha256::digest(content.to_string()))
 }
 
 fn save(store: &ParameterStore, path: &Path, fingerprint: String) -> Result<(), TrainError> {

@@ -183,4 +183,27 @@ mod tests {
             assert!(top == 0 && left + 112 <= resized[1] && resized[0] == 144);
         }
     }
+
+    #[test]
+    fn pictures_are_told_their_sizes_before_any_resizing() {
+        let path = std::path::Path::new("tiny.toml");
+        let recipe = Recipe::parse(include_str!("recipe/example.toml"), path).unwrap();
+        let pictures = Pictures::new(&recipe);
+        let drawn: Vec<_> = (0..400).map(|i| pictures.picture(i, [128, 128])).collect();
+        let small =
+            |p: &&Picture| p.original_size.iter().zip(p.target_size).any(|(side, target)| *side < target);
+        let share = drawn.iter().filter(small).count() as f64 / drawn.len() as f64;
+        assert!((share - recipe.data.small_original_fraction).abs() < 0.08, "{share}");
+        for picture in &drawn {
+            let Picture { original_size: [height, width], crops_coords_top_left: [top, left], .. } = *picture;
+            assert_eq!((picture.target_size, picture.pixels.len()), ([128, 128], 3 * 128 * 128));
+            // Cut along the longer side alone, and no further than it reaches.
+            assert!(if height > width { left == 0 } else { top == 0 }, "{picture:?}");
+            // What was enlarged scores less, in proportion.
+            let enlarged = (128.0 / height.min(width) as f32).max(1.0);
+            assert!((picture.aesthetic_score - 6.0 / enlarged).abs() <= 0.5, "{}", picture.aesthetic_score);
+        }
+        let cropped = drawn.iter().filter(|p| p.crops_coords_top_left != [0, 0]).count();
+        assert!(cropped > 20, "{cropped}");
+    }
 }

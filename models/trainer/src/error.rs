@@ -85,7 +85,7 @@ pub enum TrainError {
         path: PathBuf,
     },
     /// Loss or gradient is infinite or not a number. The weights are those of the step before.
-    #[error("step {step}: the {what} is not finite; samples {batch:?}")]
+    #[error("step {step}: the {what} is not finite; samples {batch:?}{}", of(*bucket))]
     NotFinite {
         /// The step, from 1.
         step: u64,
@@ -93,8 +93,10 @@ pub enum TrainError {
         what: &'static str,
         /// The samples that gave it.
         batch: Vec<usize>,
+        /// Where samples are numbered by size: that of these, height and width in pixels.
+        bucket: Option<[usize; 2]>,
     },
-    /// Signals cannot be caught, or threads not started.
+    /// Something that all else needs could not be set up: signals, threads, a schedule, the choice of pictures.
     #[error("cannot {what}: {why}")]
     StartUp {
         /// What was tried.
@@ -132,6 +134,10 @@ pub enum TrainError {
     /// A computation failed.
     #[error(transparent)]
     Compute(#[from] candle_core::Error),
+}
+
+fn of(bucket: Option<[usize; 2]>) -> String {
+    bucket.map_or_else(String::new, |[height, width]| format!(" of those of {height}x{width} pixels"))
 }
 
 impl TrainError {

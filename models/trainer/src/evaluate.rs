@@ -31,11 +31,12 @@ use sdxl_models::autograd::Precision;
 use serde::Serialize;
 
 use crate::{
+    TrainError,
     classifier::{Accuracy, Classifier},
     data::Pictures,
     recipe::Recipe,
     stop::Stop,
-    threads::{self, Team},
+    threads::Team,
 };
 
 /// What to measure, and where to write it.
@@ -118,9 +119,9 @@ struct Figures {
 /// # Errors
 /// The recipe or the model is not usable, or a file cannot be written.
 pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
-    threads::one_thread_per_kernel().context("starting anew with one thread per kernel")?;
     let recipe = Recipe::open(&args.recipe)?;
-    let classifier = Classifier::load_or_train(&recipe, &args.out, &Stop::on_signals()?)?;
+    let stop = Stop::on_signals()?;
+    let classifier = Classifier::load_or_train(&recipe, &args.out, &stop)?;
     let mut painter = draw::Painter::open(&args.model)?;
     painter.precision = args.kernels.precision();
     let team = Team::of_all_processors()?;
@@ -129,7 +130,7 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
         say(&quick_look(&bench, 60)?);
         return Ok(());
     }
-    let figures = measure(&bench, args)?;
+    let figures = measure(&bench, args, &stop)?;
     let path = args.out.join("evaluation.json");
     let json = serde_json::to_string_pretty(&figures)?;
     fs::write(&path, json).with_context(|| format!("{}: cannot be written", path.display()))?;
@@ -137,32 +138,38 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
     pages::write(&figures, &args.docs.join("model.md"))
 }
 
-fn measure(bench: &Bench, args: &EvaluateArgs) -> anyhow::Result<Figures> {
+fn measure(bench: &Bench, args: &EvaluateArgs, stop: &Stop) -> anyhow::Result<Figures> {
     let count = usize::from(args.captions);
     // The shares of work that each measurement is worth, at 400 captions: 100, 200, 32 and so on.
     let part = |parts: usize| (count * parts / 400).max(4);
     let started = Instant::now();
-    let at = |what: &str| say(&format!("{:>5.0} s  {what}", started.elapsed().as_secs_f64()));
-    at("the classifier, on true renderings");
+    let at = |what: &str| {
+        say(&format!("{:>5.0} s  {what}", started.elapsed().as_secs_f64()));
+        match stop.reason() {
+            Some(_) => Err(TrainError::Interrupted { what: "measuring" }),
+            None => Ok(()),
+        }
+    };
+    at("the classifier, on true renderings")?;
     let classifier = bench.classifier.accuracy_on_truth(part(1000))?;
-    at("held-out captions");
+    at("held-out captions")?;
     let captions = captions::captions(bench, count, part(100))?;
     for rate in &captions.mixed {
-        at(&format!("  {}: {}", rate.aspect.name(), rate.rate.percent()));
+        at(&format!("  {}: {}", rate.aspect.name(), rate.rate.percent()))?;
     }
-    at("the autoencoder");
+    at("the autoencoder")?;
     let autoencoder = quality::autoencoder(bench, &args.model, part(200))?;
-    at("sharpness by original size");
+    at("sharpness by original size")?;
     let sharpness = sizes::sharpness(bench, part(32))?;
-    at("places by crop");
+    at("places by crop")?;
     let crops = [sizes::crops(bench, 0, part(32))?, sizes::crops(bench, 1, part(32))?];
-    at("all sizes");
+    at("all sizes")?;
     let buckets = sizes::buckets(bench, part(60))?;
-    at("the refiner");
+    at("the refiner")?;
     let refiner = quality::refiner(bench, part(120))?;
-    at("the Fréchet distance");
+    at("the Fréchet distance")?;
     let frechet = distances(bench, &captions, args)?;
-    at("done");
+    at("done")?;
     let kernels = args.kernels;
     Ok(Figures { kernels, classifier, captions, autoencoder, sharpness, crops, buckets, refiner, frechet })
 }

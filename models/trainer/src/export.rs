@@ -79,12 +79,24 @@ pub fn export(recipe: &Recipe, parts: &Parts, out: &Path) -> Result<Sizes, Train
         sizes.0.extend(refiner.write(&new)?);
     }
     sizes.check(out, MOST_BYTES)?;
-    replace(&new, &work.path().join("old"), out)?;
+    if let Err(Unreplaced { source, is_undone }) = replace(&new, &work.path().join("old"), out) {
+        if !is_undone {
+            let _ = work.keep(); // the old model is in there
+        }
+        return Err(TrainError::WriteFile { path: out.to_owned(), source });
+    }
     Ok(sizes)
 }
 
+/// Why a model could not take the place of another.
+struct Unreplaced {
+    source: io::Error,
+    /// Whether all is as it was.
+    is_undone: bool,
+}
+
 /// Moves the pipelines in `new` to `out`, and what `out` has of them to `old`; all back again where that fails.
-fn replace(new: &Path, old: &Path, out: &Path) -> Result<(), TrainError> {
+fn replace(new: &Path, old: &Path, out: &Path) -> Result<(), Unreplaced> {
     let mut moved = Vec::<[PathBuf; 2]>::new();
     let mut swap = || -> io::Result<()> {
         fs::create_dir(old)?;
@@ -101,10 +113,8 @@ fn replace(new: &Path, old: &Path, out: &Path) -> Result<(), TrainError> {
         tensor_file::sync_folder(&out.join(PIPELINES[0]))
     };
     swap().map_err(|source| {
-        for [from, to] in moved.iter().rev() {
-            let _ = fs::rename(to, from);
-        }
-        TrainError::WriteFile { path: out.to_owned(), source }
+        let is_undone = moved.iter().rev().all(|[from, to]| fs::rename(to, from).is_ok());
+        Unreplaced { source, is_undone }
     })
 }
 

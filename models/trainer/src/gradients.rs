@@ -81,7 +81,7 @@ where
     let failed = results.iter().zip(&shards).filter(|((value, _), _)| !value.is_finite());
     let failed: Vec<usize> = failed.flat_map(|(_, shard)| shard.samples).copied().collect();
     if !failed.is_empty() {
-        return Err(TrainError::NotFinite { step: batch.step, what: "loss", batch: failed });
+        return Err(TrainError::NotFinite { step: batch.step, what: "loss", batch: failed, bucket: None });
     }
     let share = |shard: &Shard<'_>| shard.samples.len() as f32 / batch.samples.len() as f32;
     let shares: Vec<f32> = shards.iter().map(share).collect();

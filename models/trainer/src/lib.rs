@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod classifier;
 pub mod commands;
 pub mod data;
+mod digest;
 mod error;
 pub mod evaluate;
 pub mod export;

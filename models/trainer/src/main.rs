@@ -19,6 +19,9 @@ use sdxl_trainer::{
     threads,
 };
 
+/// The exit code of a command that was stopped before its end and can go on: EX_TEMPFAIL of sysexits.h.
+const STOPPED: u8 = 75;
+
 /// Training makes and frees large tensors all the time; the system's allocator gives each back to the kernel at once.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -87,23 +90,28 @@ fn minutes(text: &str) -> Result<f64, String> {
 
 fn main() -> ExitCode {
     match run(&Args::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Outcome::Finished) => ExitCode::SUCCESS,
+        Ok(Outcome::Stopped(_)) => STOPPED.into(),
         Err(error) => {
             #[expect(clippy::print_stderr, reason = "a command line's last word")]
             let () = eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(TrainError::Interrupted { .. }) => STOPPED.into(),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
-fn run(command: &Command) -> anyhow::Result<()> {
+fn run(command: &Command) -> anyhow::Result<Outcome> {
+    let done = |()| Outcome::Finished;
     match command {
-        Command::Data(args) => commands::data::data(args),
+        Command::Data(args) => commands::data::data(args).map(done),
         Command::Vae(args) => train(args, stages::vae::train),
         Command::Base(args) => train(args, stages::base::train),
         Command::Refiner(args) => train(args, stages::refiner::train),
-        Command::Export(args) => write(args),
-        Command::Evaluate(args) => evaluate(args),
+        Command::Export(args) => write(args).map(done),
+        Command::Evaluate(args) => evaluate(args).map(done),
     }
 }
 
@@ -119,9 +127,11 @@ fn context(args: &TrainArgs) -> anyhow::Result<Context> {
     Ok(Context { recipe, out: args.stage.out.clone(), stop, unfinished: args.unfinished })
 }
 
-fn train(args: &TrainArgs, stage: impl Fn(&Context) -> Result<Outcome, TrainError>) -> anyhow::Result<()> {
-    stage(&context(args)?)?;
-    Ok(())
+fn train(
+    args: &TrainArgs,
+    stage: impl Fn(&Context) -> Result<Outcome, TrainError>,
+) -> anyhow::Result<Outcome> {
+    Ok(stage(&context(args)?)?)
 }
 
 #[expect(clippy::print_stdout, reason = "the command's result")]

@@ -6,7 +6,7 @@ mod schedule;
 
 use kernel::Coefficients;
 use rayon::prelude::*;
-pub use schedule::{Decay, Schedule};
+pub use schedule::{Decay, Restart, Schedule};
 
 use crate::{
     TrainError,
@@ -87,6 +87,7 @@ impl Optimizer {
                 step,
                 what: "gradient",
                 batch: gradients.batch().samples.clone(),
+                bucket: None,
             });
         }
         let learning_rate = self.config.schedule.learning_rate(step);

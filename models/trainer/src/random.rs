@@ -1,4 +1,5 @@
-//! Random numbers as functions of seed, label, step and index: nothing to save, and the same on every machine.
+//! Random numbers as functions of seed, label, step and index: nothing to save. Numbers are the same on
+//! every machine, those of the normal distribution but for the last bit of its library's logarithm and sine.
 
 use std::f64::consts::TAU;
 

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    TrainError,
-    optimizer::{AdamW, Decay, Schedule},
+    TrainError, digest,
+    optimizer::{AdamW, Decay, Restart, Schedule},
     vocabulary::Vocabulary,
 };
 
@@ -204,6 +204,12 @@ pub struct Denoiser {
     /// What it does then.
     #[serde(default)]
     pub decay: Decay,
+    /// The step at which the decay ends, if not the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<u64>,
+    /// If there, the steps on all buckets begin with a warm-up and decay of their own, from this rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multi_aspect_learning_rate: Option<f64>,
     /// Decay of the average of weights.
     pub ema_decay: f64,
     /// Share of captions that are left out.
@@ -214,8 +220,19 @@ pub struct Denoiser {
     pub max_grad_norm: f64,
     /// Decay of matrices, in units of the learning rate.
     pub weight_decay: f64,
+    /// Share of samples in the steps on all buckets that were small and enlarged; as they come, if this or `crop_share`
+    /// is absent. What few pictures show is learnt late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub small_original_share: Option<f64>,
+    /// The same of pictures that were cropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crop_share: Option<f64>,
+    /// The most pictures of each size to keep that were not enlarged; all if absent. Few make a dataset like those of
+    /// section 2.2 of the paper, of which most would be lost without the small ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub large_originals: Option<usize>,
     /// Whether pictures that were small and enlarged are left out: the first of the three models that the paper
-    /// compares in section 2.2.
+    /// compares there.
     #[serde(default)]
     pub only_large_originals: bool,
     /// Whether the denoiser is told `original_size`; without, the second of them.
@@ -233,10 +250,19 @@ fn default_size_conditioning() -> bool {
 pub struct Training {
     /// What networks compute in; weights are f32.
     pub precision: Precision,
+    /// Parts of a batch, each computed on a thread of its own. Sums and draws depend on them.
+    #[serde(default = "default_shards")]
+    pub shards: usize,
     /// Steps from one checkpoint to the next.
     pub checkpoint_every: u64,
     /// Steps from one line in the log to the next.
     pub log_every: u64,
+}
+
+const DEFAULT_SHARDS: usize = 2;
+
+fn default_shards() -> usize {
+    DEFAULT_SHARDS
 }
 
 /// What networks compute in.
@@ -293,8 +319,12 @@ impl Recipe {
         if let (Stage::Vae | Stage::VaeDecoder, Some(data)) = (stage, data.as_object_mut()) {
             data.remove("dataset_size"); // it sees every picture once
         }
-        let content = json!([stage.name(), model.seed, data, vae, own, training.precision]);
-        Sha256::digest(content.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut content = vec![json!(stage.name()), json!(model.seed), data, json!(vae), own];
+        content.push(json!(training.precision));
+        if training.shards != DEFAULT_SHARDS {
+            content.push(json!(training.shards));
+        }
+        digest::hex(&Sha256::digest(json!(content).to_string()))
     }
 }
 
@@ -304,7 +334,7 @@ impl Vae {
     pub fn adamw(&self, steps: u64) -> AdamW {
         let Self { learning_rate, warmup, decay, ema_decay, .. } = *self;
         AdamW {
-            schedule: Schedule { learning_rate, warmup, decay, steps },
+            schedule: Schedule { learning_rate, warmup, decay, steps, restart: None },
             betas: [0.9, 0.999],
             epsilon: 1e-8,
             weight_decay: 0.0,
@@ -325,8 +355,12 @@ impl Denoiser {
     #[must_use]
     pub fn adamw(&self) -> AdamW {
         let Self { learning_rate, warmup, decay, ema_decay, weight_decay, max_grad_norm, .. } = *self;
+        let restart =
+            |learning_rate| Restart { after: self.steps, learning_rate, steps: self.multi_aspect_steps };
+        let restart = self.multi_aspect_learning_rate.map(restart);
+        let steps = self.decay_steps.unwrap_or_else(|| self.all_steps());
         AdamW {
-            schedule: Schedule { learning_rate, warmup, decay, steps: self.all_steps() },
+            schedule: Schedule { learning_rate, warmup, decay, steps, restart },
             betas: [0.9, 0.999],
             epsilon: 1e-8,
             weight_decay,

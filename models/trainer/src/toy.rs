@@ -55,7 +55,7 @@ pub(crate) fn batch(step: u64) -> Vec<usize> {
 
 pub(crate) fn adamw(steps: u64) -> AdamW {
     AdamW {
-        schedule: Schedule { learning_rate: 0.02, warmup: 5, decay: Decay::Cosine, steps },
+        schedule: Schedule { learning_rate: 0.02, warmup: 5, decay: Decay::Cosine, steps, restart: None },
         betas: [0.9, 0.99],
         epsilon: 1e-8,
         weight_decay: 0.1,

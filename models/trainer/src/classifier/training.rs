@@ -1,5 +1,5 @@
-//! How the classifier learns: some minutes on two shards, with the same result on all machines with a matrix unit, and
-//! on all without.
+//! How the classifier learns: some minutes on two shards, whatever the machine has, with the same result wherever
+//! products are computed alike.
 
 use candle_core::{Device, Tensor};
 use candle_nn::loss::cross_entropy;
@@ -62,7 +62,7 @@ pub(super) fn train(recipe: &Recipe, steps: u64, stop: &Stop) -> Result<Paramete
 
 fn adamw(steps: u64) -> AdamW {
     AdamW {
-        schedule: Schedule { learning_rate: 3e-3, warmup: 30, decay: Decay::Cosine, steps },
+        schedule: Schedule { learning_rate: 3e-3, warmup: 30, decay: Decay::Cosine, steps, restart: None },
         betas: [0.9, 0.99],
         epsilon: 1e-8,
         weight_decay: 0.01,

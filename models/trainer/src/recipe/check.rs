@@ -38,8 +38,11 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), TrainError> {
     second.range("projection_dim", projection_dim, 1..)?;
     check_denoiser(&section("base"), &recipe.base, &recipe.data)?;
     check_denoiser(&section("refiner"), &recipe.refiner, &recipe.data)?;
+    let told = recipe.refiner.size_conditioning;
+    section("refiner").that(told, "size_conditioning", told, "true: only the base can do without")?;
 
     let training = section("training");
+    training.range("shards", recipe.training.shards, 1..=64)?;
     training.range("checkpoint_every", recipe.training.checkpoint_every, 1..)?;
     training.range("log_every", recipe.training.log_every, 1..)
 }
@@ -54,11 +57,13 @@ fn check_data(section: &Section<'_>, recipe: &Recipe) -> Result<(), TrainError> 
     for (i, side) in data.buckets.iter().enumerate().flat_map(|(i, sides)| sides.map(|side| (i, side))) {
         let key = format!("buckets[{i}]");
         section.multiple(&key, side, BUCKET)?;
-        section.range(&key, side, data.sample_size / 4..=data.sample_size * 4)?;
+        section.range(&key, side, (data.sample_size / 4).max(32)..=data.sample_size * 4)?;
     }
     section.range("dataset_size", data.dataset_size, 1..)?;
     section.range("small_original_fraction", data.small_original_fraction, 0.0..=1.0)?;
-    section.range("crop_fraction", data.crop_fraction, 0.0..=1.0)
+    section.range("crop_fraction", data.crop_fraction, 0.0..=1.0)?;
+    let all = data.small_original_fraction + data.crop_fraction;
+    section.that(all <= 1.0, "crop_fraction", data.crop_fraction, "at most 1 with small_original_fraction")
 }
 
 fn check_vae(section: &Section<'_>, vae: &Vae, data: &Data) -> Result<(), TrainError> {
@@ -72,7 +77,8 @@ fn check_vae(section: &Section<'_>, vae: &Vae, data: &Data) -> Result<(), TrainE
     section.range("crop", vae.crop, LATENT..=data.sample_size)?;
     section.range("steps", vae.steps, 1..)?;
     section.rates(vae.learning_rate, vae.ema_decay)?;
-    section.range("warmup", vae.warmup, 0..=vae.steps)?;
+    let shorter = if vae.decoder_steps == 0 { vae.steps } else { vae.steps.min(vae.decoder_steps) };
+    section.range("warmup", vae.warmup, 0..=shorter)?;
     section.range("kl_weight", vae.kl_weight, 0.0..=1.0)?;
     section.range("anchor_weight", vae.anchor_weight, 0.0..=1e3)?;
     section.range("anchor_steps", vae.anchor_steps, 0..=vae.steps)
@@ -105,10 +111,23 @@ fn check_denoiser(section: &Section<'_>, denoiser: &Denoiser, data: &Data) -> Re
     section.range("steps", denoiser.steps, 1..)?;
     section.rates(denoiser.learning_rate, denoiser.ema_decay)?;
     section.range("warmup", denoiser.warmup, 0..=denoiser.steps)?;
+    section.range("decay_steps", denoiser.decay_steps.unwrap_or(denoiser.steps), denoiser.warmup..)?;
+    let again = denoiser.multi_aspect_learning_rate.unwrap_or(denoiser.learning_rate);
+    section.positive("multi_aspect_learning_rate", again, 1.0)?;
+    if denoiser.multi_aspect_learning_rate.is_some() {
+        section.range("warmup", denoiser.warmup, 0..=denoiser.multi_aspect_steps)?;
+    }
     section.range("caption_dropout", denoiser.caption_dropout, 0.0..=1.0)?;
     section.range("offset_noise", denoiser.offset_noise, 0.0..=1.0)?;
     section.positive("max_grad_norm", denoiser.max_grad_norm, 1e6)?;
-    section.range("weight_decay", denoiser.weight_decay, 0.0..=1.0)
+    section.range("weight_decay", denoiser.weight_decay, 0.0..=1.0)?;
+    section.range("large_originals", denoiser.large_originals.unwrap_or(1), 1..)?;
+    let [has_small, has_cropped] = [denoiser.small_original_share, denoiser.crop_share].map(|s| s.is_some());
+    section.that(has_small == has_cropped, "crop_share", has_cropped, "there if small_original_share is")?;
+    let [small, cropped] = [denoiser.small_original_share, denoiser.crop_share].map(|s| s.unwrap_or(0.0));
+    section.range("small_original_share", small, 0.0..=1.0)?;
+    section.range("crop_share", cropped, 0.0..=1.0)?;
+    section.that(small + cropped <= 1.0, "crop_share", cropped, "at most 1 with small_original_share")
 }
 
 impl Section<'_> {

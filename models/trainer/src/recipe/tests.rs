@@ -89,6 +89,23 @@ fn a_value_out_of_range_is_told_with_its_range() {
         ),
         ("ema_decay = 0.9999", "ema_decay = 1.0", "base.ema_decay = 1: must be 0 to less than 1"),
         ("batch_size = 48", "batch_size = 70000", "base.batch_size = 70000: must be 1 to 60000"),
+        (
+            "batch_size = 48",
+            "batch_size = 48\nsmall_original_share = 0.7\ncrop_share = 0.4",
+            "base.crop_share = 0.4: must be at most 1 with small_original_share",
+        ),
+        (
+            "batch_size = 48",
+            "batch_size = 48\nlarge_originals = 0",
+            "base.large_originals = 0: must be at least 1",
+        ),
+        (
+            "batch_size = 48",
+            "batch_size = 48\ncrop_share = 0.4",
+            "base.crop_share = true: must be there if small_original_share is",
+        ),
+        ("weight_decay = 0.01", "weight_decay = nan", "base.weight_decay = NaN: must be 0 to 1"),
+        ("precision = \"bf16\"", "precision = \"bf16\"\nshards = 0", "training.shards = 0: must be 1 to 64"),
         ("log_every = 50", "log_every = 0", "training.log_every = 0: must be at least 1"),
     ];
     for (old, new, expected) in cases {
@@ -121,9 +138,21 @@ fn a_stage_is_known_by_what_matters_to_it() {
     assert_eq!(changed("name = \"tiny\"", "name = \"other\""), [false; 4]);
     assert_eq!(changed("seed = 1", "seed = 2"), [true; 4]);
     assert_eq!(changed("\"bf16\"", "\"f32\""), [true; 4]);
+    assert_eq!(changed("\"bf16\"", "\"bf16\"\nshards = 3"), [true; 4]);
+    assert_eq!(changed("\"bf16\"", "\"bf16\"\nshards = 2"), [false; 4]);
     assert_eq!(changed("kl_weight = 1e-6", "kl_weight = 1e-7"), [true; 4]);
     assert_eq!(changed("learning_rate = 2e-4", "learning_rate = 1e-4"), [false, false, true, true]);
     assert_eq!(changed("learning_rate = 3e-4", "learning_rate = 1e-4"), [false, false, false, true]);
     assert_eq!(recipe.fingerprint(Stage::Base), parse(RECIPE).unwrap().fingerprint(Stage::Base));
     assert_eq!(recipe.fingerprint(Stage::Base).len(), 64);
+}
+
+#[test]
+fn the_models_of_table_2_share_the_shipped_models_autoencoder_and_pictures() {
+    let shipped = parse(include_str!("../../../recipes/shapes.toml")).unwrap();
+    let sizes = parse(include_str!("../../../recipes/sizes.toml")).unwrap();
+    for stage in [Stage::Vae, Stage::VaeDecoder] {
+        assert_eq!(shipped.fingerprint(stage), sizes.fingerprint(stage));
+    }
+    assert_eq!(shipped.data, sizes.data);
 }

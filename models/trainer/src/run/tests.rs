@@ -174,6 +174,9 @@ fn a_damaged_or_missing_checkpoint_is_replaced_by_the_one_before() {
     assert_eq!(run(settings(folder.path()), 2, 8).unwrap().0.step(), 40);
     fs::write(&latest, &bytes[..bytes.len() / 2]).unwrap();
     assert_eq!(run(settings(folder.path()), 2, 8).unwrap().0.step(), 32);
+    // The damaged one does not take the sound one's place.
+    interrupted(folder.path(), 33);
+    assert_eq!(run(settings(folder.path()), 2, 8).unwrap().0.step(), 33);
     fs::remove_file(&latest).unwrap();
     assert_eq!(run(settings(folder.path()), 2, 8).unwrap().0.step(), 32);
     fs::write(folder.path().join("previous.safetensors"), "").unwrap();

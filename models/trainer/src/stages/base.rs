@@ -47,7 +47,7 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
     let recipe = &context.recipe;
     let set = LatentSet::load_or_make(context)?;
     let (store, networks) = build(recipe)?;
-    let steps = steps(recipe, &set);
+    let steps = steps(recipe, &set)?;
     let trainer = Trainer {
         recipe,
         networks: &networks,
@@ -56,7 +56,8 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
         tokenizers: Tokenizers::new(&Vocabulary::new())?,
     };
     let mut run = context.run(Stage::Base, recipe.base.all_steps(), store, recipe.base.adamw())?;
-    run.train(|step| trainer.steps.samples(step), |shard| trainer.loss(shard))
+    let outcome = run.train(|step| trainer.steps.samples(step), |shard| trainer.loss(shard));
+    outcome.map_err(|error| trainer.steps.locate(error))
 }
 
 /// The averaged weights of the finished stage: `text_encoder`, `text_encoder_2` and `unet`, each with that prefix.
@@ -88,9 +89,9 @@ fn build(recipe: &Recipe) -> Result<(ParameterStore, Networks), TrainError> {
     })
 }
 
-fn steps<'a>(recipe: &'a Recipe, set: &'a LatentSet) -> Steps<'a> {
-    let sharp = if recipe.base.only_large_originals { 1.0 } else { 0.0 };
-    Steps { seed: recipe.model.seed, label: "base", denoiser: &recipe.base, set, levels: LEVELS, sharp }
+fn steps<'a>(recipe: &'a Recipe, set: &'a LatentSet) -> Result<Steps<'a>, TrainError> {
+    let (denoiser, pools) = (&recipe.base, denoiser::pools(&recipe.base, set)?);
+    Ok(Steps { seed: recipe.model.seed, label: "base", denoiser, set, pools, levels: LEVELS, sharp: 0.0 })
 }
 
 /// What both encoders say of some captions.
@@ -99,6 +100,18 @@ struct Text {
     prompt_embeds: Tensor,
     /// `[B, P]`.
     pooled_prompt_embeds: Tensor,
+}
+
+impl Text {
+    /// Zeros in place of captions that are left out, as in place of an absent negative prompt when pictures are drawn.
+    fn without(&self, dropped: &[bool]) -> Result<Self, TrainError> {
+        let kept: Vec<f32> = dropped.iter().map(|dropped| f32::from(!dropped)).collect();
+        let kept = Tensor::from_vec(kept, (dropped.len(), 1), &Device::Cpu)?;
+        Ok(Self {
+            prompt_embeds: self.prompt_embeds.broadcast_mul(&kept.unsqueeze(2)?)?,
+            pooled_prompt_embeds: self.pooled_prompt_embeds.broadcast_mul(&kept)?,
+        })
+    }
 }
 
 struct Trainer<'a> {
@@ -116,16 +129,13 @@ impl Trainer<'_> {
         let conditions = self.steps.conditions(shard);
         let text = self.encode(&conditions)?;
         let auxiliary = self.auxiliary_loss(&text.pooled_prompt_embeds, &noised)?;
-        let kept: Vec<f32> = self.steps.dropped(shard).iter().map(|dropped| f32::from(!dropped)).collect();
-        let kept = Tensor::from_vec(kept, (conditions.len(), 1), &Device::Cpu)?;
-        // A caption that is left out is zeros, as an absent negative prompt is when the picture is drawn.
+        let text = text.without(&self.steps.dropped(shard))?;
         let added = AddedConditioning {
-            text_embeds: text.pooled_prompt_embeds.broadcast_mul(&kept)?,
+            text_embeds: text.pooled_prompt_embeds,
             time_ids: time_ids(&conditions, self.recipe.base.size_conditioning)?,
         };
-        let prompt_embeds = text.prompt_embeds.broadcast_mul(&kept.unsqueeze(2)?)?;
         let predicted =
-            self.networks.unet.forward(&noised.latents, &noised.timesteps, &prompt_embeds, &added)?;
+            self.networks.unet.forward(&noised.latents, &noised.timesteps, &text.prompt_embeds, &added)?;
         Ok((denoiser::loss(&predicted, &noised)? + (auxiliary * AUXILIARY_WEIGHT)?)?)
     }
 
@@ -160,4 +170,40 @@ fn time_ids(conditions: &[&Conditions], size_conditioning: bool) -> Result<Tenso
     };
     let ids: Vec<f32> = conditions.iter().flat_map(ids).flatten().map(|v| v as f32).collect();
     Ok(Tensor::from_vec(ids, (conditions.len(), 6), &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    fn conditions() -> Conditions {
+        Conditions {
+            caption: "a red circle".to_owned(),
+            original_size: [64, 72],
+            crops_coords_top_left: [3, 5],
+            target_size: [128, 144],
+            aesthetic_score: 3.0,
+        }
+    }
+
+    #[test]
+    fn time_ids_are_original_size_crop_and_target_size() {
+        let ids = |told| time_ids(&[&conditions()], told).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(ids(true), [[64.0, 72.0, 3.0, 5.0, 128.0, 144.0]]);
+        // Not told, the model takes every picture for one of its own size.
+        assert_eq!(ids(false), [[128.0, 144.0, 3.0, 5.0, 128.0, 144.0]]);
+    }
+
+    #[test]
+    fn captions_that_are_left_out_are_zeros() {
+        let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+        let text = Text { prompt_embeds: ones(&[2, 3, 4]), pooled_prompt_embeds: ones(&[2, 5]) };
+        let left = text.without(&[false, true]).unwrap();
+        let sums =
+            |tensor: &Tensor| tensor.flatten_from(1).unwrap().sum(1).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(sums(&left.prompt_embeds), [12.0, 0.0]);
+        assert_eq!(sums(&left.pooled_prompt_embeds), [5.0, 0.0]);
+    }
 }

@@ -77,6 +77,6 @@ impl Context {
             log_every: self.recipe.training.log_every,
             stop: self.stop.clone(),
         };
-        Run::new(settings, Team::of_all_processors()?, store, adamw)
+        Run::new(settings, Team::new(self.recipe.training.shards)?, store, adamw)
     }
 }

@@ -12,6 +12,7 @@ use super::{context::Context, vae};
 use crate::{
     TrainError,
     data::{Picture, Pictures},
+    digest,
     recipe::{Data, Recipe},
     store::Snapshot,
     tensor_file::{self, Entry, StoredType, TensorFile},
@@ -38,6 +39,14 @@ pub struct Conditions {
     pub target_size: [usize; 2],
     /// About 6 where nothing was enlarged.
     pub aesthetic_score: f32,
+}
+
+impl Conditions {
+    /// Whether the original was not enlarged.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.original_size[0] >= self.target_size[0] && self.original_size[1] >= self.target_size[1]
+    }
 }
 
 /// Latents with their conditions, sorted by bucket.
@@ -70,6 +79,12 @@ impl Bucket {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.conditions.is_empty()
+    }
+
+    /// Black pictures.
+    #[cfg(test)]
+    pub(super) fn black(size: [usize; 2], conditions: Vec<Conditions>) -> Self {
+        Self { size, latents: vec![f16::ZERO; 4 * size[0] * size[1] * conditions.len()], conditions }
     }
 
     /// What conditions picture `i`.
@@ -106,12 +121,13 @@ impl LatentSet {
                 conditions: Vec::new(),
             })
             .collect();
-        let team = Team::of_all_processors()?;
+        let team = Team::new(recipe.training.shards)?;
         let count = recipe.data.dataset_size;
         let started = Instant::now();
         for first in (0..count).step_by(CHUNK) {
-            let path = folder.join(format!("{first:07}.safetensors"));
-            let indices: Vec<_> = (first..(first + CHUNK).min(count)).collect();
+            let end = (first + CHUNK).min(count);
+            let path = folder.join(format!("{first:07}-{end:07}.safetensors"));
+            let indices: Vec<_> = (first..end).collect();
             if !path.is_file() {
                 if context.stop.reason().is_some() {
                     return Err(TrainError::Interrupted { what: "encoding the training pictures" });
@@ -144,7 +160,7 @@ fn name(recipe: &Recipe, autoencoder: &Snapshot) -> String {
     for part in ["encoder.", "quant_conv."] {
         autoencoder.part(part).digest(&mut hash);
     }
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    digest::hex(&hash.finalize()[..8])
 }
 
 /// One encoded picture.

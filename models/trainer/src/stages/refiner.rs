@@ -44,6 +44,7 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
             seed: recipe.model.seed,
             label: "refiner",
             denoiser: &recipe.refiner,
+            pools: denoiser::pools(&recipe.refiner, &set)?,
             set: &set,
             levels: LEVELS,
             sharp: SHARP,
@@ -52,7 +53,8 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
         tokenizers: Tokenizers::new(&Vocabulary::new())?,
     };
     let mut run = context.run(Stage::Refiner, recipe.refiner.all_steps(), store, recipe.refiner.adamw())?;
-    run.train(|step| trainer.steps.samples(step), |shard| trainer.loss(shard))
+    let outcome = run.train(|step| trainer.steps.samples(step), |shard| trainer.loss(shard));
+    outcome.map_err(|error| trainer.steps.locate(error))
 }
 
 /// The averaged weights of the finished stage.
@@ -115,4 +117,22 @@ fn time_ids(conditions: &[&Conditions]) -> Result<Tensor, TrainError> {
         ids.push(c.aesthetic_score);
     }
     Ok(Tensor::from_vec(ids, (conditions.len(), 5), &Device::Cpu)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_ids_are_original_size_crop_and_score() {
+        let conditions = Conditions {
+            caption: String::new(),
+            original_size: [64, 72],
+            crops_coords_top_left: [3, 5],
+            target_size: [128, 144],
+            aesthetic_score: 3.0,
+        };
+        let ids = time_ids(&[&conditions]).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(ids, [[64.0, 72.0, 3.0, 5.0, 3.0]]);
+    }
 }
