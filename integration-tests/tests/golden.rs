@@ -23,10 +23,19 @@ async fn micro() {
     check("micro").await;
 }
 
+#[tokio::test]
+async fn shapes() {
+    check_against("shapes", &Made::shipped()).await;
+}
+
 async fn check(variant: &str) {
-    let (golden, made) = (Golden::open(variant), Made::of(variant, 0));
-    golden.check_weights(&made);
-    let (config, _folders) = golden.cluster_config(&made);
+    check_against(variant, &Made::of(variant, 0)).await;
+}
+
+async fn check_against(variant: &str, made: &Made) {
+    let golden = Golden::open(variant);
+    golden.check_weights(made);
+    let (config, _folders) = golden.cluster_config(made);
     let cluster = Cluster::start(&config);
     let mut wrong = String::new();
     parts(&golden, &cluster, &mut wrong).await;

@@ -35,7 +35,6 @@ const CASES: [Case; 10] = [
 ];
 
 #[tokio::test]
-#[ignore = "models/shapes is still in training"]
 async fn ten_prompts_show_their_colours_where_they_should() {
     let clients = CLUSTER.clients();
     let mut wrong = Vec::new();
