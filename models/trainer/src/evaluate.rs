@@ -110,8 +110,13 @@ struct Figures {
     crops: [(Vec<sizes::Crop>, Estimate); 2],
     buckets: Vec<sizes::Bucket>,
     refiner: Option<quality::Refined>,
-    frechet: Vec<(String, Estimate)>,
+    frechet: Distances,
+    /// Of models that were compared, each less the next.
+    frechet_differences: Distances,
 }
+
+/// Fréchet distances with their names.
+type Distances = Vec<(String, Estimate)>;
 
 /// Measures the model, prints how far it is, and writes `model.md` with its pictures, and `evaluation.json` beside the
 /// runs.
@@ -168,31 +173,47 @@ fn measure(bench: &Bench, args: &EvaluateArgs, stop: &Stop) -> anyhow::Result<Fi
     at("the refiner")?;
     let refiner = quality::refiner(bench, part(120))?;
     at("the Fréchet distance")?;
-    let frechet = distances(bench, &captions, args)?;
+    let (frechet, frechet_differences) = distances(bench, &captions, args)?;
     at("done")?;
     let kernels = args.kernels;
-    Ok(Figures { kernels, classifier, captions, autoencoder, sharpness, crops, buckets, refiner, frechet })
+    Ok(Figures {
+        kernels,
+        classifier,
+        captions,
+        autoencoder,
+        sharpness,
+        crops,
+        buckets,
+        refiner,
+        frechet,
+        frechet_differences,
+    })
 }
 
-/// Of this model, of the others, and of as many true renderings.
+/// Of this model, of the others, and of as many true renderings; then each of the others less the next.
 fn distances(
     bench: &Bench,
     captions: &captions::Captions,
     args: &EvaluateArgs,
-) -> anyhow::Result<Vec<(String, Estimate)>> {
+) -> anyhow::Result<(Distances, Distances)> {
     let (prompts, pictures) = &captions.drawn[0];
     let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let truth = quality::Truth::new(bench)?;
-    let mut distances = vec![
-        ("true renderings".to_owned(), truth.floor(prompts)?),
-        (name(&args.model), truth.distance(pictures)?),
-    ];
+    let truth = quality::Truth::new(bench, prompts)?;
+    let own = (name(&args.model), truth.distance(pictures)?.estimate);
+    let mut distances = vec![("true renderings".to_owned(), truth.floor()?.estimate), own];
+    let mut others = Vec::new();
     for folder in &args.compare {
         let mut painter = draw::Painter::open(folder)?;
         painter.precision = bench.painter.precision;
-        distances.push((name(folder), truth.distance_of(&painter, prompts)?));
+        others.push((name(folder), truth.distance_of(&painter)?));
     }
-    Ok(distances)
+    let less = |pair: &[(String, quality::Distance)]| {
+        let [(one, of_one), (other, of_other)] = pair else { return None };
+        Some((format!("{one}, less {other}"), of_one.less(of_other)))
+    };
+    let differences = others.windows(2).filter_map(less).collect();
+    distances.extend(others.into_iter().map(|(name, distance)| (name, distance.estimate)));
+    Ok((distances, differences))
 }
 
 fn say(line: &str) {

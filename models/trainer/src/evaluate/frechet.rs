@@ -13,8 +13,8 @@ pub struct Gaussian {
 impl Gaussian {
     /// Of points of one dimension; at least two.
     #[must_use]
-    pub fn fit(points: &[Vec<f64>]) -> Self {
-        let dimension = points.first().map_or(0, Vec::len);
+    pub fn fit(points: &[&[f64]]) -> Self {
+        let dimension = points.first().map_or(0, |point| point.len());
         let points = DMatrix::from_fn(points.len(), dimension, |row, column| points[row][column]);
         let mean = points.row_mean();
         let centred = DMatrix::from_fn(points.nrows(), dimension, |r, c| points[(r, c)] - mean[c]);
@@ -79,11 +79,12 @@ mod tests {
             let point = |v: &[f32; 2]| vec![shift + f64::from(v[0]), f64::from(v[0] + 0.5 * v[1])];
             values.as_chunks::<2>().0.iter().map(point).collect()
         };
-        let (one, other) = (Gaussian::fit(&points(1, 0.0)), Gaussian::fit(&points(2, 2.0)));
+        let fit = |points: Vec<Vec<f64>>| Gaussian::fit(&points.iter().map(|p| &**p).collect::<Vec<_>>());
+        let (one, other) = (fit(points(1, 0.0)), fit(points(2, 2.0)));
         assert!((one.covariance[(0, 1)] - 1.0).abs() < 0.03 && (one.covariance[(1, 1)] - 1.25).abs() < 0.03);
         assert!((one.distance(&other) - 4.0).abs() < 0.1);
         // Fewer points than dimensions make a covariance without full rank.
-        let few = Gaussian::fit(&[vec![1.0, 2.0, 3.0], vec![2.0, 2.0, 1.0]]);
+        let few = fit(vec![vec![1.0, 2.0, 3.0], vec![2.0, 2.0, 1.0]]);
         assert!(few.distance(&few).abs() < 1e-6);
     }
 }

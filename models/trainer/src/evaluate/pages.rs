@@ -161,7 +161,14 @@ fn quality(page: &mut String, figures: &Figures) -> std::fmt::Result {
         figures.autoencoder.psnr, figures.autoencoder.psnr.count
     )?;
     for (name, distance) in &figures.frechet {
-        writeln!(page, "- Fréchet distance in the classifier's features, {name}: {distance:.3}.")?;
+        writeln!(
+            page,
+            "- Fréchet distance from true renderings of the same captions, in the classifier's features, {name}: \
+             {distance:.3}."
+        )?;
+    }
+    for (name, difference) in &figures.frechet_differences {
+        writeln!(page, "- The distance of {name}: {difference:.3}.")?;
     }
     let Some(refined) = &figures.refiner else { return Ok(()) };
     writeln!(
@@ -240,6 +247,7 @@ mod tests {
             }],
             refiner: None,
             frechet: vec![("shapes".to_owned(), estimate(1.5))],
+            frechet_differences: vec![("one, less other".to_owned(), estimate(0.2))],
         };
         let page = text(&figures).unwrap();
         for line in [
@@ -251,7 +259,9 @@ mod tests {
             "| left | 32 | 64.5 (64.5 to 64.5) | 64 |",
             "| 96 x 160 | 97.0 % (96.0 to 98.0) | 96.0 % (95.0 to 97.0) | 95.0 %, NaN % | NaN % |",
             "- The autoencoder gives held-out renderings back at 36.70 (36.69 to 36.71) dB, over 400 pictures.",
-            "- Fréchet distance in the classifier's features, shapes: 1.500 (1.490 to 1.510).",
+            "- Fréchet distance from true renderings of the same captions, in the classifier's features, shapes: 1.500 \
+             (1.490 to 1.510).",
+            "- The distance of one, less other: 0.200 (0.190 to 0.210).",
         ] {
             assert!(page.lines().any(|other| other == line), "{line}\n{page}");
         }

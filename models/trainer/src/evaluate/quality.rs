@@ -1,7 +1,7 @@
 //! How good pictures are, whatever they show: what the autoencoder loses, what the refiner gains, and how far a set of
 //! pictures is from true ones.
 
-use std::path::Path;
+use std::{ops::RangeInclusive, path::Path};
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use rand::RngExt;
@@ -10,7 +10,7 @@ use sdxl_models::{
     autograd::Scope,
     vae::{VaeConfig, VaeEncoder, to_rgb8},
 };
-use sdxl_scenes::{Sample, Split};
+use sdxl_scenes::Scene;
 use serde::Serialize;
 
 use super::{
@@ -28,10 +28,10 @@ use crate::{
     threads::Team,
 };
 
-/// True renderings that a set of pictures is held against.
-const RENDERINGS: usize = 2000;
-/// Times that pictures are drawn anew from a set, for the distance's error.
-const RESAMPLES: usize = 100;
+/// True renderings of each caption that pictures are held against.
+const RENDERINGS: u64 = 5;
+/// Times that captions are drawn anew, for the distance's error.
+const RESAMPLES: usize = 200;
 
 /// What comes back from the autoencoder.
 #[derive(Clone, Debug, Serialize)]
@@ -132,10 +132,40 @@ pub fn refiner(bench: &Bench, count: usize) -> Result<Option<Refined>, TrainErro
     }))
 }
 
-/// True renderings of held-out scenes, as a distribution in the classifier's features.
+/// True renderings of what captions say, several for each, as points in the classifier's features.
 pub struct Truth<'a> {
     bench: &'a Bench,
-    gaussian: Gaussian,
+    prompts: &'a [Prompt],
+    /// Of each prompt.
+    rendered: Vec<Vec<Vec<f64>>>,
+}
+
+/// The Fréchet distance of what a model draws from true renderings of the same captions.
+#[derive(Clone, Debug)]
+pub struct Distance {
+    /// With the error that comes of having only so many captions.
+    pub estimate: Estimate,
+    /// Of captions drawn again and again, the same for every model.
+    resampled: Vec<f64>,
+}
+
+impl Distance {
+    /// This one less another model's, caption by caption.
+    #[must_use]
+    pub fn less(&self, other: &Self) -> Estimate {
+        let value = self.estimate.value - other.estimate.value;
+        let differences: Vec<f64> = self.resampled.iter().zip(&other.resampled).map(|(a, b)| a - b).collect();
+        spread(value, &differences, self.estimate.count)
+    }
+}
+
+/// A value whose resamples are all off in one direction, as points drawn twice bring every distance up: only how they
+/// spread is of use.
+fn spread(value: f64, resampled: &[f64], count: usize) -> Estimate {
+    let mean = resampled.iter().sum::<f64>() / resampled.len() as f64;
+    let squares = resampled.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
+    let reach = 1.96 * (squares / (resampled.len() - 1) as f64).sqrt();
+    Estimate { value, interval: [value - reach, value + reach], count }
 }
 
 impl<'a> Truth<'a> {
@@ -143,51 +173,59 @@ impl<'a> Truth<'a> {
     ///
     /// # Errors
     /// A failed computation.
-    pub fn new(bench: &'a Bench) -> Result<Self, TrainError> {
-        // Far from the seeds that prompts are drawn by.
-        let scenes = (0..RENDERINGS as u64).map(|i| Sample::draw((1 << 40) + i, Split::HeldOut).scene);
-        let rendered: Vec<_> = scenes.map(|scene| Raster::of_scene(&scene, bench.square())).collect();
-        Ok(Self { bench, gaussian: Gaussian::fit(&bench.classifier.features(&rendered)?) })
+    pub fn new(bench: &'a Bench, prompts: &'a [Prompt]) -> Result<Self, TrainError> {
+        let of_prompt =
+            |prompt: &Prompt| bench.classifier.features(&renderings(bench, prompt, 1..=RENDERINGS));
+        let rendered =
+            in_turn(&bench.team, prompts, of_prompt).into_iter().collect::<Result<_, TrainError>>()?;
+        Ok(Self { bench, prompts, rendered })
     }
 
-    /// The Fréchet distance of pictures from them, with the error that comes of having only so many. It falls as their
-    /// number grows: compare equal numbers.
+    /// The distance of pictures, one of each prompt.
     ///
     /// # Errors
     /// A failed computation.
-    pub fn distance(&self, pictures: &[Raster]) -> Result<Estimate, TrainError> {
+    pub fn distance(&self, pictures: &[Raster]) -> Result<Distance, TrainError> {
         let points = self.bench.classifier.features(pictures)?;
-        let value = Gaussian::fit(&points).distance(&self.gaussian);
-        // Points drawn twice bring every distance up by the same: only the spread is of use.
-        let mut rng = random::stream(0, "frechet", 0, 0);
-        let again = |_| {
-            let picked = (0..points.len()).map(|_| points[rng.random_range(0..points.len())].clone());
-            Gaussian::fit(&picked.collect::<Vec<_>>()).distance(&self.gaussian)
+        let count = points.len();
+        let distance = |picked: &[usize]| {
+            let drawn: Vec<&[f64]> = picked.iter().map(|i| &*points[*i]).collect();
+            let rendered: Vec<&[f64]> =
+                picked.iter().flat_map(|i| &self.rendered[*i]).map(|p| &**p).collect();
+            Gaussian::fit(&drawn).distance(&Gaussian::fit(&rendered))
         };
-        let values: Vec<f64> = (0..RESAMPLES).map(again).collect();
-        let mean = values.iter().sum::<f64>() / RESAMPLES as f64;
-        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (RESAMPLES - 1) as f64;
-        let reach = 1.96 * variance.sqrt();
-        Ok(Estimate { value, interval: [(value - reach).max(0.0), value + reach], count: pictures.len() })
+        let value = distance(&(0..count).collect::<Vec<_>>());
+        let mut rng = random::stream(0, "frechet", 0, 0);
+        let samples: Vec<Vec<usize>> =
+            (0..RESAMPLES).map(|_| (0..count).map(|_| rng.random_range(0..count)).collect()).collect();
+        let resampled = in_turn(&self.bench.team, &samples, |picked| distance(picked));
+        Ok(Distance { estimate: spread(value, &resampled, count), resampled })
     }
 
-    /// The distance of what a model draws for these captions and seeds.
+    /// The distance of what a model draws for the prompts.
     ///
     /// # Errors
     /// A failed computation.
-    pub fn distance_of(&self, painter: &Painter, prompts: &[Prompt]) -> Result<Estimate, TrainError> {
-        let orders = bench::orders(prompts, &Options::new(self.bench.square()));
+    pub fn distance_of(&self, painter: &Painter) -> Result<Distance, TrainError> {
+        let orders = bench::orders(self.prompts, &Options::new(self.bench.square()));
         self.distance(&painter.draw(&self.bench.team, &orders)?)
     }
 
-    /// The distance of as many true renderings of the same captions: no model does better but by chance.
+    /// The distance of as many other true renderings of the same captions: no model does better but by chance.
     ///
     /// # Errors
     /// A failed computation.
-    pub fn floor(&self, prompts: &[Prompt]) -> Result<Estimate, TrainError> {
-        let size = self.bench.square();
-        self.distance(&prompts.iter().map(|p| Raster::of_scene(&p.scene, size)).collect::<Vec<_>>())
+    pub fn floor(&self) -> Result<Distance, TrainError> {
+        let one = |prompt| renderings(self.bench, prompt, 0..=0);
+        self.distance(&self.prompts.iter().flat_map(one).collect::<Vec<_>>())
     }
+}
+
+/// Some true renderings of a caption.
+fn renderings(bench: &Bench, prompt: &Prompt, which: RangeInclusive<u64>) -> Vec<Raster> {
+    // Far from the seeds that scenes of prompts are drawn by.
+    let scene = |i| Scene::from_facts(&prompt.facts, (1 << 40) + 16 * prompt.seed + i);
+    which.map(|i| Raster::of_scene(&scene(i), bench.square())).collect()
 }
 
 #[cfg(test)]
