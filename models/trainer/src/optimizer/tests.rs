@@ -1,11 +1,7 @@
-use std::time::Instant;
-
-use candle_core::Tensor;
-
 use super::*;
 use crate::{
     gradients::{self, Batch, Shard},
-    store::{Initialisation, Parameter},
+    store::Parameter,
     toy::{self, Toy},
 };
 
@@ -117,37 +113,4 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
     let error = optimizer.step(&team, &store, &gradients).unwrap_err().to_string();
     assert_eq!(error, "step 3: the gradient is not finite; samples [4, 2]");
     assert_eq!((store.frozen().unwrap(), optimizer.states()), (weights, states.as_slice()));
-}
-
-/// `cargo test --release -p sdxl-trainer -- --ignored --nocapture seven_million`
-#[test]
-#[ignore = "a measurement"]
-fn seven_million_parameters() {
-    let build = |vb: &candle_nn::VarBuilder<'static>| {
-        (0..48)
-            .map(|i| vb.get((384, 384), &format!("{i}.weight")))
-            .collect::<candle_core::Result<Vec<Tensor>>>()
-    };
-    let (store, _) = ParameterStore::build(Initialisation::new(0), build).unwrap();
-    for threads in [1, 2] {
-        let team = Team::new(threads).unwrap();
-        let mut optimizer = Optimizer::new(toy::adamw(100), &store).unwrap();
-        let loss = |_: &Shard<'_>| {
-            let squares = store.parameters().iter().map(|p| p.var().sqr()?.sum_all());
-            Ok(Tensor::stack(&squares.collect::<candle_core::Result<Vec<_>>>()?, 0)?.sum_all()?)
-        };
-        let batch = Batch { step: 1, samples: vec![0, 1] };
-        let (_, gradients) = gradients::step(&team, &store, &batch, loss).unwrap();
-        let mut best = [f64::MAX; 2];
-        for _ in 0..20 {
-            let started = Instant::now();
-            gradients.norm(&team).unwrap();
-            best[0] = best[0].min(started.elapsed().as_secs_f64());
-            let started = Instant::now();
-            optimizer.step(&team, &store, &gradients).unwrap();
-            best[1] = best[1].min(started.elapsed().as_secs_f64());
-        }
-        let [norm, all] = best.map(|seconds| 1e3 * seconds);
-        println!("{} parameters, {threads} threads: {all:.1} ms, {norm:.1} of it the norm", store.numel());
-    }
 }

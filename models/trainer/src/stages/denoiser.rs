@@ -253,10 +253,7 @@ mod tests {
         let set = LatentSet { scaling_factor: 1.0, buckets: vec![bucket] };
         let shares = |denoiser: Denoiser, step| {
             let denoiser = Denoiser { steps: 1, multi_aspect_steps: 1, batch_size: 10_000, ..denoiser };
-            let pools = pools(&denoiser, &set).unwrap();
-            let (set, denoiser) = (&set, &denoiser);
-            let steps = Steps { seed: 1, label: "base", denoiser, set, pools, levels: LEVELS, sharp: 0.0 };
-            let samples = steps.samples(step);
+            let samples = steps(&denoiser, &set, LEVELS).samples(step);
             [0, 1].map(|i| samples.iter().filter(|sample| **sample == i).count() as f64 / 1e4)
         };
         let near = |got: [f64; 2], wanted: [f64; 2]| {
@@ -313,7 +310,7 @@ mod tests {
         let noised = |step| {
             let samples = steps.samples(step);
             let shard = Shard { step, index: 0, count: 1, first: 0, samples: &samples };
-            steps.noised(&shard, &crate::noise::NoiseSchedule::default()).unwrap()
+            steps.noised(&shard, &NoiseSchedule::default()).unwrap()
         };
         // The mean of 256 or 240 values has a deviation of 1/16, with the offset's of about 1/2.
         let spread = |noised: &Noised| {
@@ -329,7 +326,7 @@ mod tests {
         assert_eq!((lowest, highest), (0.0, 199.0));
         // Black latents are zeros: what is there is noise, as much as its level says.
         let first = square.latents.get(399).unwrap().sqr().unwrap().mean_all().unwrap();
-        let share = crate::noise::NoiseSchedule::default().shares(199)[1];
+        let share = NoiseSchedule::default().shares(199)[1];
         assert!((first.to_scalar::<f32>().unwrap().sqrt() / share - 1.0).abs() < 0.2);
     }
 
