@@ -231,6 +231,9 @@ pub struct Denoiser {
     /// section 2.2 of the paper, of which most would be lost without the small ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub large_originals: Option<usize>,
+    /// The same of those that were enlarged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub small_originals: Option<usize>,
     /// Whether pictures that were small and enlarged are left out: the first of the three models that the paper
     /// compares there.
     #[serde(default)]

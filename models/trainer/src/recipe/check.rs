@@ -122,6 +122,7 @@ fn check_denoiser(section: &Section<'_>, denoiser: &Denoiser, data: &Data) -> Re
     section.positive("max_grad_norm", denoiser.max_grad_norm, 1e6)?;
     section.range("weight_decay", denoiser.weight_decay, 0.0..=1.0)?;
     section.range("large_originals", denoiser.large_originals.unwrap_or(1), 1..)?;
+    section.range("small_originals", denoiser.small_originals.unwrap_or(1), 1..)?;
     let [has_small, has_cropped] = [denoiser.small_original_share, denoiser.crop_share].map(|s| s.is_some());
     section.that(has_small == has_cropped, "crop_share", has_cropped, "there if small_original_share is")?;
     let [small, cropped] = [denoiser.small_original_share, denoiser.crop_share].map(|s| s.unwrap_or(0.0));

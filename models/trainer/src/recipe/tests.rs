@@ -101,6 +101,11 @@ fn a_value_out_of_range_is_told_with_its_range() {
         ),
         (
             "batch_size = 48",
+            "batch_size = 48\nsmall_originals = 0",
+            "base.small_originals = 0: must be at least 1",
+        ),
+        (
+            "batch_size = 48",
             "batch_size = 48\ncrop_share = 0.4",
             "base.crop_share = true: must be there if small_original_share is",
         ),

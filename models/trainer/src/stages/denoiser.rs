@@ -94,14 +94,15 @@ pub(super) fn pools(denoiser: &Denoiser, set: &LatentSet) -> Result<Vec<Pool>, T
 
 /// The places of those that are kept, of pictures that are large originals or not.
 fn kept(denoiser: &Denoiser, are_large: impl Iterator<Item = bool>) -> Vec<usize> {
-    let mut large = 0;
-    let keeps = |is_large: bool| {
-        large += usize::from(is_large);
-        let is_few = denoiser.large_originals.is_none_or(|most| large <= most);
-        if is_large { is_few } else { !denoiser.only_large_originals }
+    let small = if denoiser.only_large_originals { Some(0) } else { denoiser.small_originals };
+    let mut left = [small, denoiser.large_originals].map(|most| most.unwrap_or(usize::MAX));
+    let mut keeps = |is_large: bool| {
+        let left = &mut left[usize::from(is_large)];
+        let is_kept = *left > 0;
+        *left = left.saturating_sub(1);
+        is_kept
     };
-    let keeps = are_large.map(keeps).enumerate();
-    keeps.filter_map(|(place, is_kept)| is_kept.then_some(place)).collect()
+    are_large.enumerate().filter_map(|(place, is_large)| keeps(is_large).then_some(place)).collect()
 }
 
 impl Steps<'_> {
@@ -229,14 +230,16 @@ mod tests {
 
     #[test]
     fn only_the_pictures_that_the_recipe_names_are_trained_on() {
-        let of = |large_originals, only_large_originals| {
-            let denoiser = Denoiser { large_originals, only_large_originals, ..denoiser() };
+        let of = |large_originals, small_originals, only_large_originals| {
+            let denoiser = Denoiser { large_originals, small_originals, only_large_originals, ..denoiser() };
             kept(&denoiser, [true, false, true, true, false, true].into_iter())
         };
-        assert_eq!(of(None, false), [0, 1, 2, 3, 4, 5]);
-        assert_eq!(of(None, true), [0, 2, 3, 5]);
-        assert_eq!(of(Some(2), false), [0, 1, 2, 4]);
-        assert_eq!(of(Some(2), true), [0, 2]);
+        assert_eq!(of(None, None, false), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(of(None, None, true), [0, 2, 3, 5]);
+        assert_eq!(of(Some(2), None, false), [0, 1, 2, 4]);
+        assert_eq!(of(Some(2), Some(1), false), [0, 1, 2]);
+        assert_eq!(of(None, Some(1), false), [0, 1, 2, 3, 5]);
+        assert_eq!(of(Some(2), Some(1), true), [0, 2]);
     }
 
     #[test]
