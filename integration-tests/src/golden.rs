@@ -187,6 +187,7 @@ impl From<&GoldenRequest> for v1::GenerateRequest {
             refiner: request.refiner.map(Into::into),
             image_format: v1::ImageFormat::Png.into(),
             quality: 0,
+            priority: v1::Priority::Unspecified.into(),
         }
     }
 }

@@ -129,6 +129,7 @@ async fn one_step(name: &str, parts: &BTreeMap<String, v1::Tensor>, clients: &Cl
             aesthetic_score: (name == "refiner").then_some(6.0),
         }),
         negative_conditioning: None,
+        checkpoint_interval: 0,
         start: part("latents").map(v1::denoise_request::Start::Latents),
     };
     let mut events = clients.denoiser().denoise(request).await.unwrap().into_inner();

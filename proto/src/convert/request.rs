@@ -2,7 +2,7 @@
 
 use crate::v1;
 use sdxl_core::{
-    GenerateRequest, ImageFormat, RefinerMode, RefinerRequest, SchedulerKind, SchedulerRequest,
+    GenerateRequest, ImageFormat, Priority, RefinerMode, RefinerRequest, SchedulerKind, SchedulerRequest,
     TimestepSpacing, Violations,
 };
 
@@ -40,6 +40,18 @@ pub fn generate_request(request: v1::GenerateRequest, violations: &mut Violation
             negative_aesthetic_score: r.negative_aesthetic_score,
         }),
         quality: request.quality,
+        priority: priority(request.priority, violations),
+    }
+}
+
+fn priority(priority: i32, violations: &mut Violations) -> Priority {
+    match v1::Priority::try_from(priority) {
+        Ok(v1::Priority::Unspecified | v1::Priority::Interactive) => Priority::Interactive,
+        Ok(v1::Priority::Batch) => Priority::Batch,
+        Err(_) => {
+            violations.add("priority", priority, "one of PRIORITY_INTERACTIVE, PRIORITY_BATCH");
+            Priority::default()
+        }
     }
 }
 
@@ -80,13 +92,15 @@ mod tests {
         let request = v1::GenerateRequest {
             scheduler: Some(v1::Scheduler { kind: 77, timestep_spacing: Some(9), use_karras_sigmas: None }),
             image_format: 5,
+            priority: 3,
             ..Default::default()
         };
         let mut violations = Violations::default();
         let _ = generate_request(request, &mut violations);
         let texts: Vec<_> =
             violations.into_vec().into_iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
-        assert_eq!(texts.len(), 3);
+        assert_eq!(texts.len(), 4);
+        assert!(texts.contains(&"priority: 3 is not one of PRIORITY_INTERACTIVE, PRIORITY_BATCH".to_owned()));
         assert!(texts.contains(
             &"scheduler.kind: 77 is not one of SCHEDULER_KIND_EULER, SCHEDULER_KIND_DDIM".to_owned()
         ));
@@ -126,6 +140,7 @@ mod tests {
             }),
             image_format: 3,
             quality: 24,
+            priority: 2,
         };
         let mut violations = Violations::default();
         let ours = generate_request(request, &mut violations);
@@ -162,6 +177,7 @@ mod tests {
             }),
             image_format: ImageFormat::WebP,
             quality: 24,
+            priority: Priority::Batch,
         };
         assert_eq!(ours, expected);
     }

@@ -1,7 +1,7 @@
-use sdxl_core::{Conditioner, Violations};
+use sdxl_core::{Conditioner, Size, Violations};
 use sdxl_models::TextConditioner;
 use sdxl_stage::{
-    Engine, EngineError, Step,
+    Engine, EngineError, Step, StepOf, Work,
     jobs::{EncodeJob, TextEmbedding, TextJob},
 };
 use std::vec;
@@ -94,14 +94,22 @@ impl Engine for TextEncoderEngine {
         })
     }
 
-    fn advance(&mut self, run: &mut EncodeRun) -> Result<Step<(), Vec<TextEmbedding>>, EngineError> {
-        if let Some(input) = run.inputs.next() {
-            run.embeddings.push(self.encode(&input)?);
-        }
-        if run.inputs.len() > 0 {
-            return Ok(Step::Continue(()));
-        }
-        Ok(Step::Done(std::mem::take(&mut run.embeddings)))
+    fn work(&self, run: &EncodeRun) -> Work {
+        let steps = u32::try_from(run.inputs.len()).unwrap_or(u32::MAX);
+        Work { size: Size::new(0, 0), evaluations: 1, steps }
+    }
+
+    fn advance(&mut self, runs: &mut [&mut EncodeRun]) -> Vec<Result<StepOf<Self>, EngineError>> {
+        let one = |run: &mut &mut EncodeRun| {
+            if let Some(input) = run.inputs.next() {
+                run.embeddings.push(self.encode(&input)?);
+            }
+            if run.inputs.len() > 0 {
+                return Ok(Step::Continue(()));
+            }
+            Ok(Step::Done(std::mem::take(&mut run.embeddings)))
+        };
+        runs.iter_mut().map(one).collect()
     }
 }
 

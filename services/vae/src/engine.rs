@@ -2,7 +2,7 @@ use crate::encode::encode;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
 use sdxl_core::{
-    ImageFormat, StageKind, VaeInfo, Violations,
+    ImageFormat, Size, StageKind, VaeInfo, Violations,
     size::{MAX_SIDE, SIDE_MULTIPLE},
 };
 use sdxl_models::{
@@ -10,7 +10,7 @@ use sdxl_models::{
     vae::{VaeConfig, VaeDecoder, to_rgb8},
 };
 use sdxl_stage::{
-    Details, Engine, EngineError, StageInfo, Step,
+    Details, Engine, EngineError, StageInfo, Step, StepOf, Work,
     jobs::{DecodeJob, EncodedPicture},
 };
 use std::{convert::Infallible, path::Path};
@@ -56,6 +56,21 @@ impl VaeEngine {
         Ok((Self { decoder }, info))
     }
 
+    fn decode(&self, job: &DecodeJob) -> Result<EncodedPicture, EngineError> {
+        let batch = job.latents.unsqueeze(0).and_then(|latents| latents.to_device(self.decoder.device()));
+        let picture =
+            self.decoder.decode(&batch.map_err(EngineError::failed)?).map_err(EngineError::failed)?;
+        let picture = picture.squeeze(0).map_err(EngineError::failed)?;
+        let (_, height, width) = picture.dims3().map_err(EngineError::failed)?;
+        let pixels = to_rgb8(&picture).map_err(EngineError::failed)?;
+        let side = |n: usize| u32::try_from(n).map_err(EngineError::failed);
+        let (width, height) = (side(width)?, side(height)?);
+        let data =
+            encode(&pixels, [width, height], job.image_format, job.quality).map_err(EngineError::Failed)?;
+        let media_type = job.image_format.media_type();
+        Ok(EncodedPicture { data: data.into(), media_type, width, height })
+    }
+
     fn check(&self, latents: &Tensor) -> Result<(), EngineError> {
         let mut wrong = Violations::default();
         let channels = self.decoder.config().latent_channels;
@@ -82,8 +97,7 @@ impl Engine for VaeEngine {
     fn warm_up(&mut self) -> Result<(), EngineError> {
         let shape = [self.decoder.config().latent_channels, 8, 8];
         let latents = Tensor::zeros(&shape[..], DType::F32, &Device::Cpu).map_err(EngineError::failed)?;
-        let mut run = self.begin(DecodeJob { latents, image_format: ImageFormat::Png, quality: 90 })?;
-        self.advance(&mut run).map(drop)
+        self.decode(&DecodeJob { latents, image_format: ImageFormat::Png, quality: 90 }).map(drop)
     }
 
     fn begin(&mut self, request: DecodeJob) -> Result<DecodeJob, EngineError> {
@@ -91,19 +105,13 @@ impl Engine for VaeEngine {
         Ok(request)
     }
 
-    fn advance(&mut self, job: &mut DecodeJob) -> Result<Step<Infallible, EncodedPicture>, EngineError> {
-        let batch = job.latents.unsqueeze(0).and_then(|latents| latents.to_device(self.decoder.device()));
-        let picture =
-            self.decoder.decode(&batch.map_err(EngineError::failed)?).map_err(EngineError::failed)?;
-        let picture = picture.squeeze(0).map_err(EngineError::failed)?;
-        let (_, height, width) = picture.dims3().map_err(EngineError::failed)?;
-        let pixels = to_rgb8(&picture).map_err(EngineError::failed)?;
-        let side = |n: usize| u32::try_from(n).map_err(EngineError::failed);
-        let (width, height) = (side(width)?, side(height)?);
-        let data =
-            encode(&pixels, [width, height], job.image_format, job.quality).map_err(EngineError::Failed)?;
-        let media_type = job.image_format.media_type();
-        Ok(Step::Done(EncodedPicture { data: data.into(), media_type, width, height }))
+    fn work(&self, job: &DecodeJob) -> Work {
+        let side = |i: usize| job.latents.dims().get(i).map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX));
+        Work { size: Size::new(side(1), side(2)), evaluations: 1, steps: 1 }
+    }
+
+    fn advance(&mut self, jobs: &mut [&mut DecodeJob]) -> Vec<Result<StepOf<Self>, EngineError>> {
+        jobs.iter().map(|job| self.decode(job).map(Step::Done)).collect()
     }
 }
 

@@ -253,6 +253,7 @@ impl GenerateArgs {
             refiner: request.refiner.message(),
             image_format: v1::ImageFormat::from(image_format).into(),
             quality: self.output.quality.unwrap_or_default(),
+            priority: v1::Priority::Unspecified.into(),
         }
     }
 }

@@ -140,7 +140,7 @@ impl Pipeline<'_> {
                     return self.result(pass, result);
                 }
                 // Begun, or something that a newer replica has to say.
-                Some(Event::Started(_)) | None => {}
+                Some(Event::Started(_) | Event::Checkpoint(_)) | None => {}
             }
         }
         Err(Fault::Reply("its stream ended without a result".to_owned()))
@@ -180,6 +180,7 @@ impl Pipeline<'_> {
             conditioning: Some(conditioning(&plan.positive, texts)),
             negative_conditioning: plan.negative.as_ref().map(|negative| conditioning(negative, texts)),
             start: Some(start),
+            checkpoint_interval: 0,
         }
     }
 }

@@ -329,7 +329,13 @@ async fn steps(
     send(Event::Started(v1::DenoiseStarted { queue_time: time(1) })).await;
     for step in request.begin_step..request.end_step {
         sleep(script.step_time).await;
-        send(Event::Progress(v1::DenoiseProgress { step, timestep: 1.0, step_time: time(1) })).await;
+        send(Event::Progress(v1::DenoiseProgress {
+            step,
+            timestep: 1.0,
+            step_time: time(1),
+            batch_evaluations: 1,
+        }))
+        .await;
     }
     let size = request.size.unwrap();
     let fill = u8::try_from(script.info.stage).unwrap();

@@ -8,6 +8,8 @@ pub mod request;
 pub mod schedule;
 pub mod scheduler;
 pub mod size;
+pub mod speed;
+pub mod tenant;
 
 pub use error::{Classify, ErrorClass, FieldViolation, Violations};
 pub use model::{Conditioner, ConditionerInfo, DenoiserInfo, ModelInfo, StageKind, VaeInfo};
@@ -19,3 +21,5 @@ pub use scheduler::{
     TimestepSpacing,
 };
 pub use size::{CropCoords, Size};
+pub use speed::StepTimes;
+pub use tenant::{Priority, Tenant};

@@ -3,6 +3,7 @@
 use crate::{
     scheduler::{SchedulerKind, TimestepSpacing},
     size::{CropCoords, Size},
+    tenant::Priority,
 };
 
 /// The arguments of diffusers' `StableDiffusionXLPipeline`, and the refiner's. Zero or `None` stands for the default.
@@ -52,6 +53,8 @@ pub struct GenerateRequest {
     pub image_format: ImageFormat,
     /// Of JPEG and WebP.
     pub quality: u32,
+    /// How much it hurries.
+    pub priority: Priority,
 }
 
 /// What of the checkpoint's scheduler is replaced.

@@ -1,14 +1,17 @@
 use candle_core::{DType, Device, Tensor};
-use sdxl_core::{CropCoords, DenoiserInfo, Schedule, Size};
+use sdxl_core::{
+    CropCoords, DenoiserInfo, Schedule, Size,
+    size::{MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE},
+};
 use sdxl_models::{
     ModelError,
-    denoise::{Conditioning, DenoiseInputs, DenoiseRun, Start, TimeIds},
+    denoise::{self, Conditioning, DenoiseInputs, DenoiseRun, Start, TimeIds},
     guidance::Guidance,
     unet::Unet,
 };
 use sdxl_stage::{
-    Engine, EngineError, Step,
-    jobs::{DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart, NUM_TOKENS},
+    BatchLimit, BatchLimits, Engine, EngineError, Step, StepOf, Work, batch,
+    jobs::{Checkpoint, DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart, NUM_TOKENS, StepDone},
 };
 use std::time::Instant;
 
@@ -17,19 +20,26 @@ use std::time::Instant;
 pub struct DenoiserEngine {
     unet: Unet,
     info: DenoiserInfo,
+    revision: String,
+    limits: BatchLimits,
+    /// As given; what is missing is found when getting warm.
+    given: Vec<BatchLimit>,
 }
 
 /// A picture between two steps.
 #[derive(Debug)]
 pub struct DenoiserRun {
     run: DenoiseRun,
+    size: Size,
+    checkpoint_interval: u32,
     /// Where the network is asked in each step of the whole schedule.
     timesteps: Vec<f32>,
 }
 
 impl DenoiserEngine {
-    pub(crate) fn new(unet: Unet, info: DenoiserInfo) -> Self {
-        Self { unet, info }
+    pub(crate) fn new(unet: Unet, info: DenoiserInfo, revision: String, given: Vec<BatchLimit>) -> Self {
+        let limits = BatchLimits::new(&given, (Size::new(1, 1), 1));
+        Self { unet, info, revision, limits, given }
     }
 
     /// One half of the batch; absent tensors are zeros.
@@ -55,12 +65,15 @@ impl DenoiserEngine {
     fn inputs(&self, job: DenoiseJob, schedule: Schedule) -> candle_core::Result<DenoiseInputs> {
         let [_, height, width] = job.latents_shape(&self.info);
         let guided = job.guidance_scale > 1.0;
+        let steps = job.first_step() as usize..job.end_step as usize;
         Ok(DenoiseInputs {
             schedule,
-            steps: job.begin_step as usize..job.end_step as usize,
+            steps,
             start: match job.start {
                 DenoiseStart::Noise { seed } => Start::Noise { seed, latent_size: [height, width] },
-                DenoiseStart::Latents(latents) => Start::Latents(latents),
+                DenoiseStart::Latents(latents) | DenoiseStart::Checkpoint(Checkpoint { latents, .. }) => {
+                    Start::Latents(latents)
+                }
                 DenoiseStart::NoisedLatents { latents, seed, draws_before } => {
                     Start::NoisedLatents { latents, seed, draws_before: draws_before as usize }
                 }
@@ -75,9 +88,8 @@ impl DenoiserEngine {
         })
     }
 
-    /// One guided step at a small size with no text.
-    fn warm_up_job(&self) -> DenoiseJob {
-        let size = Size::new(64, 64);
+    /// Guided steps with no text.
+    fn warm_up_job(&self, size: Size, steps: u32) -> DenoiseJob {
         let conditioning = DenoiseConditioning {
             prompt_embeds: None,
             pooled_prompt_embeds: None,
@@ -89,16 +101,36 @@ impl DenoiserEngine {
         DenoiseJob {
             size,
             scheduler: self.info.scheduler.clone(),
-            num_inference_steps: 1,
+            num_inference_steps: steps,
             begin_step: 0,
-            end_step: 1,
+            end_step: steps,
             guidance_scale: 5.0,
             guidance_rescale: 0.0,
             conditioning: conditioning.clone(),
             negative_conditioning: Some(conditioning),
             start: DenoiseStart::Noise { seed: 0 },
+            checkpoint_interval: 0,
         }
     }
+
+    /// Seconds that a guided step of so many pictures takes, the better of two.
+    fn measure(&mut self, size: Size, pictures: usize) -> Result<f64, EngineError> {
+        let begin = |_| self.begin(self.warm_up_job(size, 2));
+        let mut runs = (0..pictures).map(begin).collect::<Result<Vec<_>, _>>()?;
+        let mut best = f64::INFINITY;
+        for _ in 0..2 {
+            let started = Instant::now();
+            for result in self.advance(&mut runs.iter_mut().collect::<Vec<_>>()) {
+                result?;
+            }
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    }
+}
+
+fn failed(error: ModelError) -> EngineError {
+    EngineError::failed(error)
 }
 
 impl Engine for DenoiserEngine {
@@ -108,38 +140,85 @@ impl Engine for DenoiserEngine {
     type Output = Tensor;
 
     fn warm_up(&mut self) -> Result<(), EngineError> {
-        let mut run = self.begin(self.warm_up_job())?;
-        while let Step::Continue(_) = self.advance(&mut run)? {}
+        // At a small size first: it is enough to find what does not work.
+        let mut run = self.begin(self.warm_up_job(Size::new(64, 64), 1))?;
+        let step = self.advance(&mut [&mut run]);
+        step.into_iter().try_for_each(|result| result.map(drop))?;
+        if !BatchLimits::are_given(&self.given) {
+            let side = (self.info.sample_size * SIDE_MULTIPLE).clamp(MIN_SIDE, MAX_SIDE);
+            let size = Size::new(side, side);
+            let found = batch::find(|pictures| self.measure(size, pictures))?;
+            self.limits = BatchLimits::new(&self.given, (size, found));
+        }
         Ok(())
     }
 
     fn begin(&mut self, job: DenoiseJob) -> Result<DenoiserRun, EngineError> {
-        let schedule = job.check(&self.info)?;
+        let schedule = job.check(&self.info, &self.revision)?;
         let timesteps = (0..schedule.len()).map(|i| schedule.timestep(i)).collect();
-        let begin = job.begin_step;
+        let (first, size, checkpoint_interval) = (job.first_step(), job.size, job.checkpoint_interval);
         let inputs = self.inputs(job, schedule).map_err(EngineError::failed)?;
         let run = DenoiseRun::new(&self.unet, inputs).map_err(|error| match error {
             ModelError::NonFinite { what, step: None } => {
-                EngineError::failed(format!("{what} is not finite before step {begin}"))
+                EngineError::failed(format!("{what} is not finite before step {first}"))
             }
-            other => EngineError::failed(other),
+            other => failed(other),
         })?;
-        Ok(DenoiserRun { run, timesteps })
+        Ok(DenoiserRun { run, size, checkpoint_interval, timesteps })
     }
 
-    fn advance(&mut self, run: &mut DenoiserRun) -> Result<Step<DenoiseEvent, Tensor>, EngineError> {
-        let started = Instant::now();
-        match run.run.step(&self.unet).map_err(EngineError::failed)? {
-            Some(step) => Ok(Step::Continue(DenoiseEvent {
-                step: u32::try_from(step).map_err(EngineError::failed)?,
-                timestep: run.timesteps.get(step).copied().unwrap_or_default(),
-                step_time: started.elapsed(),
-            })),
-            None => {
-                let latents = run.run.latents().map_err(EngineError::failed)?;
-                latents.to_dtype(DType::F32).map(Step::Done).map_err(EngineError::failed)
-            }
+    fn work(&self, run: &DenoiserRun) -> Work {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Work {
+            size: run.size,
+            evaluations: count(run.run.evaluations()),
+            steps: count(run.run.remaining().len()),
         }
+    }
+
+    fn max_batch(&self, size: Size) -> usize {
+        self.limits.of(size)
+    }
+
+    fn advance(&mut self, runs: &mut [&mut DenoiserRun]) -> Vec<Result<StepOf<Self>, EngineError>> {
+        let started = Instant::now();
+        let going = runs.iter().filter(|run| !run.run.is_done());
+        let batch_evaluations = going.map(|run| self.work(run).evaluations).sum();
+        let mut inner: Vec<_> = runs.iter_mut().map(|run| &mut run.run).collect();
+        let steps = match denoise::step_together(&self.unet, &mut inner) {
+            Ok(steps) => steps,
+            Err(error) => {
+                let text = error.to_string();
+                return runs.iter().map(|_| Err(EngineError::failed(text.clone()))).collect();
+            }
+        };
+        let step_time = started.elapsed();
+        let tell = |(run, step): (&&mut DenoiserRun, Result<Option<usize>, ModelError>)| {
+            let Some(step) = step.map_err(failed)? else {
+                let latents = run.run.latents().map_err(failed)?;
+                return latents.to_dtype(DType::F32).map(Step::Done).map_err(EngineError::failed);
+            };
+            let timestep = run.timesteps.get(step).copied().unwrap_or_default();
+            let step = u32::try_from(step).map_err(EngineError::failed)?;
+            let done = StepDone { step, timestep, step_time, batch_evaluations };
+            Ok(Step::Continue(DenoiseEvent::Step(done)))
+        };
+        runs.iter().zip(steps).map(tell).collect()
+    }
+
+    fn checkpoint(&mut self, run: &DenoiserRun, now: bool) -> Result<Option<DenoiseEvent>, EngineError> {
+        let step = run.run.remaining().start;
+        let interval = run.checkpoint_interval as usize;
+        // After the last step comes the result itself.
+        let is_due = interval > 0 && (now || step.is_multiple_of(interval) && !run.run.is_done());
+        if !is_due {
+            return Ok(None);
+        }
+        Ok(Some(DenoiseEvent::Checkpoint(Checkpoint {
+            revision: self.revision.clone(),
+            step: u32::try_from(step).map_err(EngineError::failed)?,
+            latents: run.run.latents().map_err(failed)?,
+        })))
     }
 }
 

@@ -9,11 +9,12 @@ use sdxl_models::{
     text::ClipTextConfig,
     unet::{Unet, UnetConfig},
 };
-use sdxl_stage::{Details, StageInfo};
+use sdxl_stage::{BatchLimit, Details, StageInfo};
 use std::path::Path;
 
 impl DenoiserEngine {
-    /// Loads the UNet of the checkpoint `path` as the stage `kind`.
+    /// Loads the UNet of the checkpoint `path` as the stage `kind`. As many pictures take a step together as `max_batch`
+    /// says, or as turn out to be worth it.
     ///
     /// # Errors
     /// Where a file or tensor is missing or wrong, or the checkpoint is for the other kind of denoiser; one line that
@@ -21,8 +22,8 @@ impl DenoiserEngine {
     pub fn load(
         kind: StageKind,
         path: &Path,
-        dtype: DType,
-        device: &Device,
+        (dtype, device): (DType, &Device),
+        max_batch: &[BatchLimit],
     ) -> anyhow::Result<(Self, StageInfo)> {
         let dir = PipelineDir::open(path)?;
         check_kind(kind, &dir)?;
@@ -35,12 +36,12 @@ impl DenoiserEngine {
         let info = StageInfo {
             kind,
             model: dir.name().to_owned(),
-            revision,
+            revision: revision.clone(),
             device: "cpu".to_owned(),
             dtype,
             details: Details::Denoiser(denoiser.clone()),
         };
-        Ok((Self::new(unet, denoiser), info))
+        Ok((Self::new(unet, denoiser, revision, max_batch.to_vec()), info))
     }
 }
 

@@ -109,6 +109,8 @@ pub struct DenoiseRun {
     guidance: Guidance,
     /// `[1, C, h, w]`, f32.
     latents: Tensor,
+    /// Whether there is a negative half.
+    negative: bool,
     /// `[N, 77, D]`: negative and positive, or positive alone.
     prompt_embeds: Tensor,
     added: AddedConditioning,
@@ -140,6 +142,7 @@ impl DenoiseRun {
                 text_embeds: stack("pooled_prompt_embeds", &|half| half.pooled_prompt_embeds.clone())?,
                 time_ids: Tensor::stack(&time_ids, 0)?,
             },
+            negative: negative.is_some(),
             schedule,
             steps,
             guidance,
@@ -172,24 +175,72 @@ impl DenoiseRun {
     /// # Errors
     /// [`ModelError::NonFinite`] with the step where its latents hold NaN or infinity; a failed computation.
     pub fn step(&mut self, unet: &Unet) -> Result<Option<usize>, ModelError> {
-        let Some(i) = self.steps.next() else { return Ok(None) };
-        let halves = self.prompt_embeds.dim(0)?;
-
-        let scaled = (&self.latents * f64::from(self.schedule.input_scale(i)))?;
-        let batch =
-            scaled.broadcast_as((halves, scaled.dim(1)?, scaled.dim(2)?, scaled.dim(3)?))?.contiguous()?;
-        let timesteps = vec![self.schedule.timestep(i); halves];
-        let predicted =
-            unet.forward(&batch, &timesteps, &self.prompt_embeds, &self.added)?.to_dtype(DType::F32)?;
-        let predicted = match halves {
-            2 => self.guidance.combine(&predicted.i(..1)?, &predicted.i(1..)?)?,
-            _ => predicted,
-        };
-        self.latents = sampler::step(&self.schedule.step(i), &self.latents, &predicted)?;
-
-        finite::check(&self.latents, "latents", Some(i))?;
-        Ok(Some(i))
+        step_together(unet, &mut [self])?.pop().unwrap_or(Ok(None))
     }
+
+    /// How often the network is evaluated in a step: twice with guidance.
+    #[must_use]
+    pub fn evaluations(&self) -> usize {
+        if self.negative { 2 } else { 1 }
+    }
+
+    /// The network's input in step `i`, once for each half.
+    fn scaled(&self, i: usize) -> candle_core::Result<Tensor> {
+        let scaled = (&self.latents * f64::from(self.schedule.input_scale(i)))?;
+        let (_, channels, height, width) = scaled.dims4()?;
+        scaled.broadcast_as((self.evaluations(), channels, height, width))?.contiguous()
+    }
+
+    /// Takes what the network predicted in step `i` for each half.
+    fn take(&mut self, i: usize, predicted: &Tensor) -> Result<(), ModelError> {
+        let predicted = match self.negative {
+            true => &self.guidance.combine(&predicted.i(..1)?, &predicted.i(1..)?)?,
+            false => predicted,
+        };
+        self.latents = sampler::step(&self.schedule.step(i), &self.latents, predicted)?;
+        finite::check(&self.latents, "latents", Some(i))
+    }
+}
+
+/// Does the next step of each run in one call of the network and tells for each which step that was, or that all were
+/// done before. The runs may be at different steps of different schedules, guided or not; their latents have one height
+/// and width. A run's latents do not depend on the others, to the last bit on the CPU.
+///
+/// # Errors
+/// A failed computation, which ends all runs. A run whose latents hold NaN or infinity then has an error of its own,
+/// [`ModelError::NonFinite`] with the step.
+pub fn step_together(
+    unet: &Unet,
+    runs: &mut [&mut DenoiseRun],
+) -> Result<Vec<Result<Option<usize>, ModelError>>, ModelError> {
+    let steps: Vec<_> = runs.iter_mut().map(|run| run.steps.next()).collect();
+    let (mut inputs, mut timesteps) = (Vec::with_capacity(runs.len()), Vec::with_capacity(2 * runs.len()));
+    let (mut prompt_embeds, mut text_embeds, mut time_ids) = (Vec::new(), Vec::new(), Vec::new());
+    for (run, i) in runs.iter().zip(&steps).filter_map(|(run, i)| Some((run, (*i)?))) {
+        inputs.push(run.scaled(i)?);
+        timesteps.extend(std::iter::repeat_n(run.schedule.timestep(i), run.evaluations()));
+        prompt_embeds.push(&run.prompt_embeds);
+        text_embeds.push(&run.added.text_embeds);
+        time_ids.push(&run.added.time_ids);
+    }
+    if inputs.is_empty() {
+        return Ok(runs.iter().map(|_| Ok(None)).collect());
+    }
+    let added = AddedConditioning {
+        text_embeds: Tensor::cat(&text_embeds, 0)?,
+        time_ids: Tensor::cat(&time_ids, 0)?,
+    };
+    let predicted =
+        unet.forward(&Tensor::cat(&inputs, 0)?, &timesteps, &Tensor::cat(&prompt_embeds, 0)?, &added)?;
+    let predicted = predicted.to_dtype(DType::F32)?;
+    let mut first = 0;
+    let taken = runs.iter_mut().zip(steps).map(|(run, i)| {
+        let Some(i) = i else { return Ok(None) };
+        let own = predicted.narrow(0, first, run.evaluations())?;
+        first += run.evaluations();
+        run.take(i, &own).map(|()| Some(i))
+    });
+    Ok(taken.collect())
 }
 
 /// The latents of the first step, `[1, C, h, w]` in f32 on the network's device.

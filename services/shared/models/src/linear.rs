@@ -37,11 +37,31 @@ pub(crate) fn linear_no_bias(input: usize, output: usize, vb: VarBuilder<'_>) ->
     Ok(Linear { layer: candle_nn::linear_no_bias(input, output, vb)? })
 }
 
+impl Linear {
+    /// `[B, in]` to `[B, out]`, where each row is an item of a batch of its own.
+    pub(crate) fn forward_each(&self, x: &Tensor) -> Result<Tensor> {
+        if autograd::wanted(&[x, self.layer.weight()]).is_some() { self.forward(x) } else { self.by_item(x) }
+    }
+
+    /// On the CPU one item after another: how a product sums up depends on its number of rows, and an item must not
+    /// depend on what it shares a batch with. Nothing is lost, as an item's product is enough work for all threads.
+    fn by_item(&self, x: &Tensor) -> Result<Tensor> {
+        let items = x.dim(0)?;
+        if items == 1 || !x.device().is_cpu() {
+            return self.layer.forward(x);
+        }
+        let products = (0..items).map(|i| self.layer.forward(&x.narrow(0, i, 1)?));
+        Tensor::cat(&products.collect::<Result<Vec<_>>>()?, 0)
+    }
+}
+
 impl Module for Linear {
-    /// `[.., in]` to `[.., out]`.
+    /// `[.., in]` to `[.., out]`; from three dimensions on the first is a batch, whose items do not depend on each
+    /// other, to the last bit.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match autograd::wanted(&[x, self.layer.weight()]) {
             Some(precision) => autograd::linear(x, self.layer.weight(), self.layer.bias(), precision),
+            None if x.rank() > 2 => self.by_item(x),
             None => self.layer.forward(x),
         }
     }

@@ -64,7 +64,9 @@ impl ResnetBlock2D {
         };
         drop(x);
         let hidden = match (&self.time_emb_proj, temb) {
-            (Some(project), Some(temb)) => self.conv1.forward_shifted(&hidden, &temb.apply(project)?)?,
+            (Some(project), Some(temb)) => {
+                self.conv1.forward_shifted(&hidden, &project.forward_each(temb)?)?
+            }
             _ => self.conv1.forward(&hidden)?,
         };
         let hidden = self.norm2.forward_silu(&hidden)?;

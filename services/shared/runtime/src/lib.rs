@@ -38,7 +38,9 @@ pub mod propagation;
 pub mod server;
 pub mod shutdown;
 pub mod telemetry;
+pub mod terms;
 
 pub use deadline::Deadline;
 pub use health::Health;
 pub use shutdown::Shutdown;
+pub use terms::Terms;

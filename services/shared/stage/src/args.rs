@@ -41,7 +41,7 @@ pub struct WorkerArgs {
     pub queue_depth: NonZeroUsize,
 
     /// Requests worked on in turns, step by step, so that a short one need not wait for a long one
-    #[arg(long, env = "SDXL_MAX_ACTIVE", value_name = "N", default_value = "4")]
+    #[arg(long, env = "SDXL_MAX_ACTIVE", value_name = "N", default_value = "32")]
     pub max_active: NonZeroUsize,
 }
 

@@ -44,9 +44,11 @@ pub fn check<E: Engine>(
     }
     let interleaved = (outputs.0.as_ref().map(&bytes), outputs.1.as_ref().map(&bytes));
     ensure(
-        interleaved == (Some(alone.clone()), Some(other)),
+        interleaved == (Some(alone.clone()), Some(other.clone())),
         "by turns with another, a run gave another output",
     )?;
+
+    together(engine, samples, &bytes, [&alone, &other])?;
 
     let mut dropped = begin(engine, samples.other)?;
     advance(engine, &mut dropped)?;
@@ -69,6 +71,42 @@ pub fn check<E: Engine>(
     )
 }
 
+/// Two runs in one batch where the engine takes that many, the second a step behind.
+fn together<E: Engine>(
+    engine: &mut E,
+    samples: &Samples<'_, E::Request>,
+    bytes: &impl Fn(&E::Output) -> Vec<u8>,
+    alone: [&Vec<u8>; 2],
+) -> Result<(), String> {
+    let mut runs = [begin(engine, samples.request)?, begin(engine, samples.other)?];
+    let works = runs.each_ref().map(|run| engine.work(run));
+    if works[0].size != works[1].size || engine.max_batch(works[0].size) < 2 {
+        return Ok(());
+    }
+    ensure(works[0].steps > 1, "with batches, samples must have several steps, or nothing is checked here")?;
+    let mut outputs = [advance(engine, &mut runs[0])?, None];
+    for _ in 0..MAX_STEPS {
+        let missing: Vec<usize> = (0..2).filter(|i| outputs[*i].is_none()).collect();
+        if missing.is_empty() {
+            break;
+        }
+        let mut batch: Vec<_> =
+            runs.iter_mut().enumerate().filter(|(i, _)| missing.contains(i)).map(|(_, run)| run).collect();
+        let results = engine.advance(&mut batch);
+        ensure(results.len() == missing.len(), "advance must give a result for each run")?;
+        for (i, result) in missing.into_iter().zip(results) {
+            if let Step::Done(output) = result.map_err(|e| format!("a right request failed: {e}"))? {
+                outputs[i] = Some(output);
+            }
+        }
+    }
+    let outputs = outputs.each_ref().map(|output| output.as_ref().map(bytes));
+    ensure(
+        outputs == alone.map(|alone| Some(alone.clone())),
+        "in one batch with another, a run gave another output",
+    )
+}
+
 fn run<E: Engine>(engine: &mut E, request: &dyn Fn() -> E::Request) -> Result<E::Output, String> {
     let mut run = begin(engine, request)?;
     for _ in 0..MAX_STEPS {
@@ -84,9 +122,11 @@ fn begin<E: Engine>(engine: &mut E, request: &dyn Fn() -> E::Request) -> Result<
 }
 
 fn advance<E: Engine>(engine: &mut E, run: &mut E::Run) -> Result<Option<E::Output>, String> {
-    match engine.advance(run).map_err(|e| format!("a right request failed: {e}"))? {
-        Step::Continue(_) => Ok(None),
-        Step::Done(output) => Ok(Some(output)),
+    match engine.advance(&mut [run]).pop() {
+        Some(Ok(Step::Continue(_))) => Ok(None),
+        Some(Ok(Step::Done(output))) => Ok(Some(output)),
+        Some(Err(error)) => Err(format!("a right request failed: {error}")),
+        None => Err("advance must give a result for each run".to_owned()),
     }
 }
 
@@ -97,7 +137,11 @@ fn ensure(promise: bool, broken: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::toy::{Toy, ToyEngine};
+    use crate::{
+        engine::Work,
+        toy::{Toy, ToyEngine, ToyRun},
+    };
+    use sdxl_core::Size;
     use std::time::Duration;
 
     fn samples() -> Samples<'static, Toy> {
@@ -108,6 +152,55 @@ mod tests {
     fn the_toy_conforms() {
         let mut engine = ToyEngine::every(Duration::ZERO);
         check(&mut engine, &samples(), |output| output.to_le_bytes().to_vec()).unwrap();
+    }
+
+    /// Counts on what it is advanced with.
+    struct Leaky(ToyEngine);
+
+    impl Engine for Leaky {
+        type Request = Toy;
+        type Run = ToyRun;
+        type Event = usize;
+        type Output = usize;
+
+        fn warm_up(&mut self) -> Result<(), EngineError> {
+            self.0.warm_up()
+        }
+
+        fn begin(&mut self, request: Toy) -> Result<ToyRun, EngineError> {
+            self.0.begin(request)
+        }
+
+        fn work(&self, run: &ToyRun) -> Work {
+            self.0.work(run)
+        }
+
+        fn max_batch(&self, _: Size) -> usize {
+            2
+        }
+
+        fn advance(&mut self, runs: &mut [&mut ToyRun]) -> Vec<Result<Step<usize, usize>, EngineError>> {
+            let others = runs.len() - 1;
+            let results = self.0.advance(runs).into_iter();
+            results
+                .map(|result| match result {
+                    Ok(Step::Done(output)) => Ok(Step::Done(output + others)),
+                    other => other,
+                })
+                .collect()
+        }
+    }
+
+    #[test]
+    fn a_run_that_depends_on_its_batch_is_told() {
+        // Both end in the same step.
+        let samples = Samples { other: &|| Toy::Count(3), ..samples() };
+        let bytes = |output: &usize| output.to_le_bytes().to_vec();
+        let mut engine = ToyEngine::every(Duration::ZERO);
+        engine.max_batch = 2;
+        check(&mut engine, &samples, bytes).unwrap();
+        let error = check(&mut Leaky(engine), &samples, bytes).unwrap_err();
+        assert_eq!(error, "in one batch with another, a run gave another output");
     }
 
     #[test]

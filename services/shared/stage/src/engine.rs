@@ -1,6 +1,6 @@
 //! The engine: what a stage does on its device, apart from everything around it.
 
-use sdxl_core::{Classify, ErrorClass, FieldViolation};
+use sdxl_core::{Classify, ErrorClass, FieldViolation, Size};
 use std::error::Error;
 use thiserror::Error;
 
@@ -10,7 +10,8 @@ use thiserror::Error;
 /// `Send` nor asynchronous, and may block. What it must keep to ([`crate::conformance`] checks it):
 /// - `begin` checks the request whole: after it, only faults of ours can end a run. A wrong request is
 ///   [`EngineError::Invalid`] and leaves the engine as it was.
-/// - A run's output depends on its request alone: not on runs between whose steps it is advanced, nor on those before.
+/// - A run's output depends on its request alone, to the last bit: not on runs that it is advanced together with, nor
+///   on those between whose steps it is advanced, nor on those before.
 /// - A run can be dropped between any two steps.
 /// - `advance` does one bounded piece of work: one denoising step, or the whole of a job that has none. Between two
 ///   calls the worker drops runs whose caller has gone.
@@ -37,11 +38,43 @@ pub trait Engine {
     /// [`EngineError::Invalid`] with every wrong field; [`EngineError::Failed`] for faults of ours.
     fn begin(&mut self, request: Self::Request) -> Result<Self::Run, EngineError>;
 
-    /// Does the next piece of `run`. Not called again after [`Step::Done`] or an error.
+    /// What `run` has still to do.
+    fn work(&self, run: &Self::Run) -> Work;
+
+    /// The most runs of pictures of `size` to advance together.
+    fn max_batch(&self, _size: Size) -> usize {
+        1
+    }
+
+    /// Does the next piece of each of `runs`, which are of one size and at most [`Engine::max_batch`]; a result for each,
+    /// in order. Not called again for a run after [`Step::Done`] or an error.
     ///
     /// # Errors
-    /// [`EngineError::Failed`]; it ends this run and no other.
-    fn advance(&mut self, run: &mut Self::Run) -> Result<Step<Self::Event, Self::Output>, EngineError>;
+    /// [`EngineError::Failed`], of a run alone or of each.
+    fn advance(&mut self, runs: &mut [&mut Self::Run]) -> Vec<Result<StepOf<Self>, EngineError>>;
+
+    /// An event from which another engine can go on with `run`, if its caller wants one after the step just done, or
+    /// wants any and this is the last chance (`now`).
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`].
+    fn checkpoint(&mut self, _run: &Self::Run, _now: bool) -> Result<Option<Self::Event>, EngineError> {
+        Ok(None)
+    }
+}
+
+/// What an engine's step gives.
+pub type StepOf<E> = Step<<E as Engine>::Event, <E as Engine>::Output>;
+
+/// What a run has still to do: by this it is given its turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Of its picture: runs of one size can be advanced together.
+    pub size: Size,
+    /// How often the network is evaluated in one of its steps.
+    pub evaluations: u32,
+    /// Steps to do.
+    pub steps: u32,
 }
 
 /// How a run stands after a piece of work.

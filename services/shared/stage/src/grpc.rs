@@ -16,8 +16,9 @@ use crate::{
     info::StageInfo,
     worker::{Finished, RunEvent, WorkerHandle},
 };
-use sdxl_proto::status::status;
-use sdxl_runtime::Deadline;
+use sdxl_core::FieldViolation;
+use sdxl_proto::{convert::WireError, status::status};
+use sdxl_runtime::Terms;
 use std::sync::{Arc, OnceLock};
 use tonic::{Status, metadata::MetadataMap};
 
@@ -47,12 +48,17 @@ async fn finish<E: Engine>(
     request: E::Request,
     metadata: &MetadataMap,
 ) -> Result<Finished<E::Output>, Status> {
-    let mut events =
-        worker.submit(request, Deadline::from_metadata(metadata)).map_err(|error| status(&error))?;
+    let submitted = terms(metadata).and_then(|terms| worker.submit(request, terms));
+    let mut events = submitted.map_err(|error| status(&error))?;
     while let Some(event) = events.recv().await {
         if let RunEvent::Done(finished) = event.map_err(|error| status(&error))? {
             return Ok(finished);
         }
     }
     Err(status(&StageError::Stopped))
+}
+
+fn terms(metadata: &MetadataMap) -> Result<Terms, StageError> {
+    let wrong = |FieldViolation { field, description }| WireError::new(&field, description);
+    Ok(Terms::from_metadata(metadata).map_err(wrong)?)
 }

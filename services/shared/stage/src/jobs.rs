@@ -4,7 +4,7 @@ mod denoise;
 
 use bytes::Bytes;
 use candle_core::Tensor;
-pub use denoise::{DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart};
+pub use denoise::{Checkpoint, DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart, StepDone};
 use sdxl_core::{Conditioner, ImageFormat};
 
 /// Tokens of a prompt, beginning and end mark included.

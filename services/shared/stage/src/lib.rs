@@ -2,6 +2,7 @@
 //! gives turns to the runs on it, the gRPC services over them, and a `main` in one call ([`serve`]).
 
 pub mod args;
+pub mod batch;
 pub mod conformance;
 pub mod engine;
 pub mod error;
@@ -16,6 +17,7 @@ pub mod worker;
 mod toy;
 
 pub use args::StageArgs;
-pub use engine::{Engine, EngineError, Step};
+pub use batch::{BatchLimit, BatchLimits};
+pub use engine::{Engine, EngineError, Step, StepOf, Work};
 pub use error::StageError;
 pub use info::{Details, StageInfo};

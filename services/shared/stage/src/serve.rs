@@ -172,6 +172,7 @@ async fn serve<E: Engine>(
     built: oneshot::Receiver<anyhow::Result<StageInfo>>,
 ) -> anyhow::Result<()> {
     let (health, shutdown) = (server.health.clone(), server.shutdown.clone());
+    let drain_timeout = server.drain_timeout;
     let routes = service.routes.add_service(StageServiceServer::new(StageInfoGrpc::new(info.clone())));
     let mut serving = Box::pin(server::serve(server, routes));
 
@@ -193,7 +194,7 @@ async fn serve<E: Engine>(
         }
         // Once more than the server does it, for a shutdown while the engine was getting warm.
         health.set_not_serving().await;
-        worker.drain();
+        worker.drain(Some(drain_timeout));
         Ok(())
     };
     tokio::try_join!(serving, end)?;

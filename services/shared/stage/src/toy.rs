@@ -1,10 +1,16 @@
 //! An engine for tests: counts, at a pace that the test sets, and misbehaves on request.
 
-use crate::engine::{Engine, EngineError, Step};
+use crate::engine::{Engine, EngineError, Step, Work};
+use sdxl_core::Size;
 use std::{
     sync::mpsc::{Receiver, Sender, channel},
     time::Duration,
 };
+
+/// Of every run.
+const SIZE: Size = Size::new(64, 64);
+/// Checkpoints are this and the steps done.
+pub(crate) const CHECKPOINT: usize = 1_000_000;
 
 /// What a run does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +38,7 @@ pub(crate) enum Pace {
 pub(crate) struct ToyEngine {
     pub(crate) pace: Pace,
     pub(crate) log: Sender<(usize, usize)>,
+    pub(crate) max_batch: usize,
 }
 
 impl ToyEngine {
@@ -39,12 +46,12 @@ impl ToyEngine {
     pub(crate) fn stepwise() -> (Self, Sender<()>, Receiver<(usize, usize)>) {
         let (give, permits) = channel();
         let (log, done) = channel();
-        (Self { pace: Pace::Permits(permits), log }, give, done)
+        (Self { pace: Pace::Permits(permits), log, max_batch: 1 }, give, done)
     }
 
     /// An engine of steps of a fixed time.
     pub(crate) fn every(time: Duration) -> Self {
-        Self { pace: Pace::Every(time), log: channel().0 }
+        Self { pace: Pace::Every(time), log: channel().0, max_batch: 1 }
     }
 }
 
@@ -65,12 +72,35 @@ impl Engine for ToyEngine {
         }
     }
 
-    fn advance(&mut self, run: &mut ToyRun) -> Result<Step<usize, usize>, EngineError> {
+    fn work(&self, run: &ToyRun) -> Work {
+        let steps = match run.0 {
+            Toy::Count(steps) => steps,
+            _ => 2,
+        };
+        let steps = u32::try_from(steps.saturating_sub(run.1)).unwrap();
+        Work { size: SIZE, evaluations: 1, steps }
+    }
+
+    fn max_batch(&self, _: Size) -> usize {
+        self.max_batch
+    }
+
+    fn advance(&mut self, runs: &mut [&mut ToyRun]) -> Vec<Result<Step<usize, usize>, EngineError>> {
         match &self.pace {
             // Without a giver there is no pace to keep.
             Pace::Permits(permits) => drop(permits.recv()),
             Pace::Every(time) => std::thread::sleep(*time),
         }
+        runs.iter_mut().map(|run| self.step(run)).collect()
+    }
+
+    fn checkpoint(&mut self, run: &ToyRun, now: bool) -> Result<Option<usize>, EngineError> {
+        Ok(now.then_some(CHECKPOINT + run.1))
+    }
+}
+
+impl ToyEngine {
+    fn step(&self, run: &mut ToyRun) -> Result<Step<usize, usize>, EngineError> {
         run.1 += 1;
         match run.0 {
             Toy::Count(steps) => {

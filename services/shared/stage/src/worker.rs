@@ -1,21 +1,23 @@
 //! The worker: one thread that owns the engine and its device, the queue before it, and turns for the runs on it.
 //!
-//! Up to `max_active` runs are worked on by turns, one step each, so that a short one never waits for the whole of a
-//! long one. Between two steps everything whose caller has gone or whose deadline has passed is dropped, waiting or
-//! not. A panic in the engine ends the worker; whoever serves has to end the process then.
+//! Up to `max_active` runs are worked on by turns, one step at a time, so that a short one never waits for the whole of a
+//! long one; those of one size take their steps together, and join and leave between steps. Between two steps everything
+//! whose caller has gone or whose deadline has passed is dropped, waiting or not. A panic in the engine ends the worker;
+//! whoever serves has to end the process then.
 
 mod queue;
+mod turns;
 
 use crate::{
     args::WorkerArgs,
-    engine::{Engine, EngineError, Step},
+    engine::{Engine, EngineError, Step, StepOf, Work},
     error::StageError,
 };
 use queue::{Job, Queue};
-use sdxl_runtime::Deadline;
+use sdxl_core::{StepTimes, Tenant};
+use sdxl_runtime::{Deadline, Terms};
 use std::{
     any::Any,
-    collections::VecDeque,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -24,6 +26,12 @@ use std::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{Span, info, info_span};
+use turns::{Candidate, Turns};
+
+/// What a step is thought to take before any was seen.
+const UNKNOWN_STEP: Duration = Duration::from_millis(50);
+/// The part of the time for draining that may be planned with.
+const DRAINING: f64 = 0.8;
 
 /// What a caller hears of its run. The last message is [`RunEvent::Done`] or an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +54,7 @@ pub struct Finished<Output> {
     pub output: Output,
     /// How long it waited.
     pub queue_time: Duration,
-    /// How long the device worked on it, other runs' turns not counted.
+    /// How long the device worked on it, alone or together with others; turns of others alone are not counted.
     pub run_time: Duration,
 }
 
@@ -97,17 +105,18 @@ impl<E: Engine> WorkerHandle<E> {
     /// # Errors
     /// [`StageError::Enqueue`] at once where the queue is full, [`StageError::Loading`], [`StageError::Draining`] or
     /// [`StageError::Stopped`] where no work is taken.
-    pub fn submit(&self, request: E::Request, deadline: Option<Deadline>) -> Result<Events<E>, StageError> {
+    pub fn submit(&self, request: E::Request, terms: Terms) -> Result<Events<E>, StageError> {
         // Unbounded, so that the device never waits for a slow reader; a run has a bounded number of steps.
         let (events, receiver) = mpsc::unbounded_channel();
         let span = info_span!("run", queue_ms = tracing::field::Empty, run_ms = tracing::field::Empty);
-        self.0.push(Job { request, events, deadline, submitted: Instant::now(), span })?;
+        self.0.push(Job { request, events, terms, submitted: Instant::now(), span })?;
         Ok(receiver)
     }
 
-    /// Takes no new work from now on. What is there is finished.
-    pub fn drain(&self) {
-        self.0.drain();
+    /// Takes no new work from now on. What is there is finished, as far as it can be within `limit`; runs beyond it end
+    /// at once with a checkpoint, if their caller wants any, and [`StageError::Draining`].
+    pub fn drain(&self, limit: Option<Duration>) {
+        self.0.drain(limit.and_then(|limit| Instant::now().checked_add(limit.mul_f64(DRAINING))));
     }
 
     /// What there is to do, and every change of it.
@@ -151,8 +160,15 @@ where
             Ok((engine, info)) => {
                 shared.ready();
                 let _ = built.send(Ok(info));
-                Worker { engine, queue: shared, active: VecDeque::new(), max_active: args.max_active.get() }
-                    .run();
+                Worker {
+                    engine,
+                    queue: shared,
+                    active: Vec::new(),
+                    max_active: args.max_active.get(),
+                    turns: Turns::default(),
+                    times: StepTimes::new(),
+                }
+                .run();
             }
             Err(error) => {
                 shared.fail();
@@ -166,21 +182,27 @@ where
 struct Worker<E: Engine> {
     engine: E,
     queue: Arc<Queue<E>>,
-    active: VecDeque<Active<E>>,
+    active: Vec<Active<E>>,
     max_active: usize,
+    turns: Turns,
+    /// What steps have taken.
+    times: StepTimes,
 }
 
 /// A run with its caller.
 struct Active<E: Engine> {
     run: E::Run,
     caller: Caller<E>,
+    work: Work,
+    /// When its turn has come at the latest.
+    due: Instant,
     steps_done: usize,
 }
 
 /// Everything about a run that the engine does not need to know.
 struct Caller<E: Engine> {
     events: mpsc::UnboundedSender<Result<EventOf<E>, StageError>>,
-    deadline: Option<Deadline>,
+    terms: Terms,
     span: Span,
     queue_time: Duration,
     run_time: Duration,
@@ -192,7 +214,7 @@ impl<E: Engine> Caller<E> {
     }
 
     fn late(&self) -> bool {
-        self.deadline.is_some_and(Deadline::passed)
+        self.terms.deadline.is_some_and(Deadline::passed)
     }
 
     /// What is sent to a caller that has just gone is lost, as it should be.
@@ -212,6 +234,7 @@ impl<E: Engine> Worker<E> {
     fn run(mut self) {
         loop {
             self.sweep();
+            self.hand_over();
             let work = self.take_on().and_then(|()| self.turn());
             if let Err(panic) = work {
                 for active in self.active.drain(..) {
@@ -246,59 +269,169 @@ impl<E: Engine> Worker<E> {
 
     /// Begins waiting requests while there is room. `Err` is a panic's text.
     fn take_on(&mut self) -> Result<(), String> {
-        while self.active.len() < self.max_active {
-            let Some(Job { request, events, deadline, submitted, span }) = self.queue.pop() else { break };
+        loop {
+            let count =
+                |tenant: &Tenant| self.active.iter().filter(|a| a.caller.terms.tenant == *tenant).count();
+            // Whoever has nothing active need not wait until others have finished.
+            let room = self.active.len() < self.max_active;
+            if !room && self.active.len() >= 2 * self.max_active {
+                return Ok(());
+            }
+            let Some(Job { request, events, terms, submitted, span }) = self.queue.pop(count, room) else {
+                return Ok(());
+            };
             let queue_time = submitted.elapsed();
             span.record("queue_ms", milliseconds(queue_time));
-            let mut caller = Caller { events, deadline, span, queue_time, run_time: Duration::ZERO };
+            let mut caller = Caller { events, terms, span, queue_time, run_time: Duration::ZERO };
             caller.tell(Ok(RunEvent::Started { queue_time }));
             let engine = &mut self.engine;
-            let begun = guarded(&mut caller, || engine.begin(request))?;
+            let begun = caller.span.clone().in_scope(|| timed(|| engine.begin(request)));
             match begun {
-                Ok(run) => self.active.push_back(Active { run, caller, steps_done: 0 }),
-                Err(error) => caller.tell(Err(error.into())),
+                Ok((run, time)) => {
+                    caller.run_time += time;
+                    self.begun(run, caller, submitted);
+                }
+                Err(panic) => {
+                    caller.tell(Err(StageError::Panic(panic.clone())));
+                    return Err(panic);
+                }
             }
             self.queue.set_active(self.active.len());
         }
-        Ok(())
     }
 
-    /// Advances the run whose turn it is. `Err` is a panic's text.
+    fn begun(&mut self, run: Result<E::Run, EngineError>, caller: Caller<E>, submitted: Instant) {
+        let run = match run {
+            Ok(run) => run,
+            Err(error) => return caller.tell(Err(error.into())),
+        };
+        let work = self.engine.work(&run);
+        let deadline = caller.terms.deadline.map(Deadline::instant);
+        let due = turns::due(submitted, self.alone(work), caller.terms.priority, deadline);
+        self.active.push(Active { run, caller, work, due, steps_done: 0 });
+    }
+
+    /// How long this work takes by itself.
+    fn alone(&self, work: Work) -> Duration {
+        self.times.estimate(work.size, work.evaluations).unwrap_or(UNKNOWN_STEP).saturating_mul(work.steps)
+    }
+
+    /// Advances the runs whose turn it is. `Err` is a panic's text.
     fn turn(&mut self) -> Result<(), String> {
-        let Some(Active { mut run, mut caller, steps_done }) = self.active.pop_front() else { return Ok(()) };
-        let engine = &mut self.engine;
-        let step = guarded(&mut caller, || engine.advance(&mut run))?;
-        match step {
-            Ok(Step::Continue(event)) => {
-                caller.tell(Ok(RunEvent::Step(event)));
-                self.active.push_back(Active { run, caller, steps_done: steps_done + 1 });
+        let candidates: Vec<_> = self
+            .active
+            .iter()
+            .map(|a| Candidate { tenant: &a.caller.terms.tenant, size: a.work.size, due: a.due })
+            .collect();
+        let mut chosen = self.turns.next(&candidates, |size| self.engine.max_batch(size));
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        chosen.sort_unstable();
+        // From the last to the first, so that places stay as they are.
+        let mut batch: Vec<_> = chosen.iter().rev().map(|i| self.active.remove(*i)).collect();
+        batch.reverse();
+        let outcome = self.advance(&mut batch);
+        let results = match outcome {
+            Ok(results) => results,
+            Err(panic) => {
+                let alone = batch.len() == 1;
+                for active in batch {
+                    // Which of several it was is not known.
+                    let error = if alone { StageError::Panic(panic.clone()) } else { StageError::Stopped };
+                    active.caller.tell(Err(error));
+                }
+                return Err(panic);
             }
-            Ok(Step::Done(output)) => {
-                // Gone from the load before the caller hears, so that whoever has all answers sees an idle worker.
-                self.queue.set_active(self.active.len());
-                caller.finish(output);
+        };
+        let (mut going_on, mut ended) = (Vec::new(), Vec::new());
+        for (mut active, result) in batch.into_iter().zip(results) {
+            active.work = self.engine.work(&active.run);
+            match result {
+                Ok(Step::Continue(event)) => {
+                    active.steps_done += 1;
+                    active.caller.tell(Ok(RunEvent::Step(event)));
+                    match self.engine.checkpoint(&active.run, false) {
+                        Ok(checkpoint) => {
+                            if let Some(checkpoint) = checkpoint {
+                                active.caller.tell(Ok(RunEvent::Step(checkpoint)));
+                            }
+                            going_on.push(active);
+                        }
+                        Err(error) => ended.push((active.caller, Err(error))),
+                    }
+                }
+                Ok(Step::Done(output)) => ended.push((active.caller, Ok(output))),
+                Err(error) => ended.push((active.caller, Err(error))),
             }
-            Err(error) => caller.tell(Err(error.into())),
+        }
+        self.active.append(&mut going_on);
+        // Gone from the load before the callers hear, so that whoever has all answers sees an idle worker.
+        self.queue.set_active(self.active.len());
+        for (caller, result) in ended {
+            match result {
+                Ok(output) => caller.finish(output),
+                Err(error) => caller.tell(Err(error.into())),
+            }
         }
         Ok(())
     }
+
+    /// One step of each, together. `Err` is a panic's text.
+    fn advance(&mut self, batch: &mut [Active<E>]) -> Result<Vec<Result<StepOf<E>, EngineError>>, String> {
+        let span = batch.first().map(|active| active.caller.span.clone());
+        let _entered = span.filter(|_| batch.len() == 1).map(Span::entered);
+        let engine = &mut self.engine;
+        let mut runs: Vec<_> = batch.iter_mut().map(|active| &mut active.run).collect();
+        let (results, time) = timed(|| engine.advance(&mut runs))?;
+        let evaluations = batch.iter().map(|active| active.work.evaluations).sum();
+        if let Some(first) = batch.first().filter(|_| results.iter().all(Result::is_ok)) {
+            self.times.observe(first.work.size, evaluations, time);
+        }
+        let shares = batch.iter().map(|active| (&active.caller.terms.tenant, active.work.evaluations));
+        self.turns.spent(time, shares);
+        for active in batch {
+            active.caller.run_time += time;
+        }
+        Ok(results)
+    }
+
+    /// While draining, ends the runs that will not be done in time, those that are due last first.
+    fn hand_over(&mut self) {
+        let Some(end) = self.queue.end_of_draining() else { return };
+        let left = end.saturating_duration_since(Instant::now());
+        self.active.sort_by_key(|active| active.due);
+        let mut total = Duration::ZERO;
+        let mut late = Vec::new();
+        let times: Vec<_> = self.active.iter().map(|active| self.alone(active.work)).collect();
+        for (place, time) in times.into_iter().enumerate() {
+            if total + time > left { late.push(place) } else { total += time }
+        }
+        if !late.is_empty() {
+            self.queue.turn_away();
+        }
+        for place in late.into_iter().rev() {
+            match self.engine.checkpoint(&self.active[place].run, true) {
+                // Nobody can go on with it: there may yet be time enough.
+                Ok(None) => {}
+                Ok(Some(checkpoint)) => {
+                    let active = self.active.remove(place);
+                    info!(parent: &active.caller.span, steps_done = active.steps_done, "handed over");
+                    active.caller.tell(Ok(RunEvent::Step(checkpoint)));
+                    active.caller.tell(Err(StageError::Draining));
+                }
+                Err(error) => self.active.remove(place).caller.tell(Err(error.into())),
+            }
+        }
+        self.queue.set_active(self.active.len());
+    }
 }
 
-/// Does a piece of `caller`'s work, on its time and in its span. `Err` is a panic's text; the caller has been told.
-fn guarded<E: Engine, T>(
-    caller: &mut Caller<E>,
-    work: impl FnOnce() -> Result<T, EngineError>,
-) -> Result<Result<T, EngineError>, String> {
+/// Does some work and tells how long it took. `Err` is a panic's text.
+fn timed<T>(work: impl FnOnce() -> T) -> Result<(T, Duration), String> {
     let started = Instant::now();
-    let entered = caller.span.clone().entered();
     let result = catch_unwind(AssertUnwindSafe(work));
-    drop(entered);
-    caller.run_time += started.elapsed();
-    result.map_err(|panic| {
-        let text = panic_text(&*panic);
-        caller.tell(Err(StageError::Panic(text.clone())));
-        text
-    })
+    result.map(|result| (result, started.elapsed())).map_err(|panic| panic_text(&*panic))
 }
 
 /// What a panic said.

@@ -70,7 +70,9 @@ fn the_refiners_texts_are_encoded_by_its_own_encoder() {
     let Details::TextEncoder(conditioners) = info.details else { panic!("not a text encoder's") };
     for (which, info) in conditioners {
         let mut run = engine.begin(job(which, &["a cat"])).unwrap();
-        let Step::Done(output) = engine.advance(&mut run).unwrap() else { panic!("not done") };
+        let Step::Done(output) = engine.advance(&mut [&mut run]).remove(0).unwrap() else {
+            panic!("not done")
+        };
         assert_eq!(output[0].prompt_embeds.dims(), [77, info.cross_attention_dim as usize]);
         assert_eq!(output[0].pooled_prompt_embeds.dims(), [info.pooled_projection_dim as usize]);
     }

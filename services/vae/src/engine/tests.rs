@@ -34,7 +34,7 @@ fn the_engine_conforms() {
 fn the_picture_has_the_latents_sides() {
     let mut engine = engine();
     let mut run = engine.begin(job(&[4, 8, 12], ImageFormat::Jpeg)).unwrap();
-    let Step::Done(picture) = engine.advance(&mut run).unwrap();
+    let Step::Done(picture) = engine.advance(&mut [&mut run]).remove(0).unwrap();
     assert_eq!((picture.height, picture.width, picture.media_type), (64, 96, "image/jpeg"));
 }
 
@@ -44,5 +44,5 @@ fn nan_is_an_error_and_not_a_black_picture() {
     let mut job = job(&[4, 8, 8], ImageFormat::Png);
     job.latents = (job.latents * f64::NAN).unwrap();
     let mut run = engine.begin(job).unwrap();
-    assert_eq!(engine.advance(&mut run).unwrap_err().to_string(), "latents is not finite");
+    assert_eq!(engine.advance(&mut [&mut run]).remove(0).unwrap_err().to_string(), "latents is not finite");
 }

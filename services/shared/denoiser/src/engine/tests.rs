@@ -11,14 +11,14 @@ fn checkpoint() -> tempfile::TempDir {
 }
 
 fn load(kind: StageKind, path: &Path) -> anyhow::Result<DenoiserEngine> {
-    DenoiserEngine::load(kind, path, DType::F32, &Device::Cpu).map(|(engine, _)| engine)
+    DenoiserEngine::load(kind, path, (DType::F32, &Device::Cpu), &["4".parse().unwrap()])
+        .map(|(engine, _)| engine)
 }
 
 /// A job of so many steps at a size that is no multiple of 64.
 fn job(engine: &DenoiserEngine, steps: u32, seed: u64) -> DenoiseJob {
     let size = Size::new(64, 72);
-    let mut job = engine.warm_up_job();
-    (job.size, job.num_inference_steps, job.end_step) = (size, steps, steps);
+    let mut job = engine.warm_up_job(size, steps);
     job.start = DenoiseStart::Noise { seed };
     job
 }
@@ -27,12 +27,13 @@ fn bytes(latents: &Tensor) -> Vec<u8> {
     latents.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().flat_map(f32::to_le_bytes).collect()
 }
 
-fn run(engine: &mut DenoiserEngine, job: DenoiseJob) -> (Vec<DenoiseEvent>, Tensor) {
+fn run(engine: &mut DenoiserEngine, job: DenoiseJob) -> (Vec<StepDone>, Tensor) {
     let mut run = engine.begin(job).unwrap();
     let mut events = Vec::new();
     loop {
-        match engine.advance(&mut run).unwrap() {
-            Step::Continue(event) => events.push(event),
+        match engine.advance(&mut [&mut run]).remove(0).unwrap() {
+            Step::Continue(DenoiseEvent::Step(done)) => events.push(done),
+            Step::Continue(DenoiseEvent::Checkpoint(_)) => panic!("checkpoints come apart"),
             Step::Done(latents) => return (events, latents),
         }
     }
@@ -75,6 +76,33 @@ fn a_schedule_in_two_parts_is_the_schedule() {
 }
 
 #[test]
+fn a_checkpoint_leads_to_the_same_latents_bit_for_bit() {
+    let folder = checkpoint();
+    let mut engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
+    let whole = DenoiseJob { checkpoint_interval: 2, ..job(&engine, 5, 7) };
+    let latents = bytes(&run(&mut engine, whole.clone()).1);
+    let mut first = engine.begin(whole.clone()).unwrap();
+    let mut checkpoints = Vec::new();
+    while let Step::Continue(_) = engine.advance(&mut [&mut first]).remove(0).unwrap() {
+        if let Some(DenoiseEvent::Checkpoint(checkpoint)) = engine.checkpoint(&first, false).unwrap() {
+            checkpoints.push(checkpoint);
+        }
+    }
+    assert_eq!(checkpoints.iter().map(|c| c.step).collect::<Vec<_>>(), [2, 4]);
+    for checkpoint in checkpoints {
+        let resumed = DenoiseJob { start: DenoiseStart::Checkpoint(checkpoint.clone()), ..whole.clone() };
+        let (events, resumed) = run(&mut engine, resumed);
+        assert_eq!((events[0].step, bytes(&resumed)), (checkpoint.step, latents.clone()));
+        let other = Checkpoint { revision: "other".to_owned(), ..checkpoint };
+        let refused = DenoiseJob { start: DenoiseStart::Checkpoint(other), ..whole.clone() };
+        assert!(engine.begin(refused).unwrap_err().to_string().starts_with("checkpoint.revision: "));
+    }
+    // Asked for none, it makes none, even at the last chance.
+    let run = engine.begin(DenoiseJob { checkpoint_interval: 0, ..whole }).unwrap();
+    assert!(engine.checkpoint(&run, true).unwrap().is_none());
+}
+
+#[test]
 fn absent_embeddings_are_zeros() {
     let folder = checkpoint();
     let mut engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
@@ -100,7 +128,10 @@ fn nan_names_the_step() {
     let width = engine.info.cross_attention_dim as usize;
     poisoned.conditioning.prompt_embeds = Some(nan(&[77, width]));
     let mut run = engine.begin(poisoned).unwrap();
-    assert_eq!(engine.advance(&mut run).unwrap_err().to_string(), "latents is not finite after step 0");
+    assert_eq!(
+        engine.advance(&mut [&mut run]).remove(0).unwrap_err().to_string(),
+        "latents is not finite after step 0"
+    );
 }
 
 #[test]

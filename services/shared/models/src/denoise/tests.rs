@@ -68,6 +68,48 @@ fn two_slices_make_the_whole_bit_for_bit() {
 }
 
 #[test]
+fn runs_in_one_batch_are_those_alone_bit_for_bit() {
+    let unet = tiny();
+    let wanted: [&dyn Fn() -> DenoiseInputs; 3] = [
+        &|| inputs(0..4, noise()),
+        &|| DenoiseInputs { negative: None, ..inputs(1..3, Start::Latents(ones())) },
+        &|| {
+            let guidance = Guidance { scale: 3.0, rescale: 0.5 };
+            DenoiseInputs { guidance, positive: conditioning(9), ..inputs(0..4, noise()) }
+        },
+    ];
+    let alone = wanted.map(|inputs| values(&finish(&unet, inputs())));
+    let mut runs = wanted.map(|inputs| DenoiseRun::new(&unet, inputs()).unwrap());
+    // The third joins late, and the second leaves early.
+    let [first, second, third] = &mut runs;
+    let told = step_together(&unet, &mut [first, second]).unwrap();
+    assert_eq!(told.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [Some(0), Some(1)]);
+    loop {
+        let mut all = [&mut *third, &mut *first, &mut *second];
+        if step_together(&unet, &mut all).unwrap().into_iter().all(|step| step.unwrap().is_none()) {
+            break;
+        }
+    }
+    assert_eq!(runs.map(|run| values(&run.latents().unwrap())), alone);
+}
+
+#[test]
+fn a_run_that_is_not_finite_ends_alone() {
+    let unet = tiny();
+    let mut poisoned = inputs(0..4, noise());
+    poisoned.positive.pooled_prompt_embeds = (poisoned.positive.pooled_prompt_embeds * f64::NAN).unwrap();
+    let [mut poisoned, mut right] =
+        [poisoned, inputs(0..4, noise())].map(|i| DenoiseRun::new(&unet, i).unwrap());
+    let told = step_together(&unet, &mut [&mut poisoned, &mut right]).unwrap();
+    let told: Vec<_> = told.into_iter().map(|told| told.map_err(|e| e.to_string())).collect();
+    assert_eq!(told, [Err("latents is not finite after step 0".to_owned()), Ok(Some(0))]);
+}
+
+fn ones() -> Tensor {
+    Tensor::ones((4, 6, 4), DType::F32, &Device::Cpu).unwrap()
+}
+
+#[test]
 fn the_negative_half_counts() {
     let unet = tiny();
     let guided = finish(&unet, inputs(0..4, noise()));

@@ -69,8 +69,9 @@ impl TimestepEmbedding {
         })
     }
 
+    /// `[B, width]` to `[B, time_embed_dim]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply(&self.linear_1)?.silu()?.apply(&self.linear_2)
+        self.linear_2.forward_each(&self.linear_1.forward_each(x)?.silu()?)
     }
 }
 

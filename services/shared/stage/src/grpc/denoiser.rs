@@ -3,7 +3,7 @@ use crate::{
     engine::{Engine, EngineError},
     error::StageError,
     info::Details,
-    jobs::{DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart},
+    jobs::{Checkpoint, DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart, StepDone},
     tensor,
     worker::{EventOf, Events, RunEvent, WorkerHandle},
 };
@@ -37,7 +37,7 @@ impl<E: Engine> DenoiserGrpc<E> {
         let info = self.info.get()?;
         let job = job(message)?;
         if let Details::Denoiser(denoiser) = &info.details {
-            job.check(denoiser)?;
+            job.check(denoiser, &info.revision)?;
         }
         Ok(job)
     }
@@ -63,8 +63,9 @@ where
         request: Request<v1::DenoiseRequest>,
     ) -> Result<Response<Self::DenoiseStream>, Status> {
         let (metadata, _, message) = request.into_parts();
-        let deadline = Deadline::from_metadata(&metadata);
-        let events = self.job(message).and_then(|job| self.worker.submit(job, deadline));
+        let terms = super::terms(&metadata).map_err(|error| status(&error))?;
+        let deadline = terms.deadline;
+        let events = self.job(message).and_then(|job| self.worker.submit(job, terms));
         let events = events.map_err(|error| status(&error))?;
         let answers = stream::unfold(Some(events), move |events| next::<E>(events, deadline));
         Ok(Response::new(answers.boxed()))
@@ -105,9 +106,16 @@ where
         RunEvent::Started { queue_time } => {
             Event::Started(v1::DenoiseStarted { queue_time: Some(duration(queue_time)) })
         }
-        RunEvent::Step(DenoiseEvent { step, timestep, step_time }) => {
-            Event::Progress(v1::DenoiseProgress { step, timestep, step_time: Some(duration(step_time)) })
+        RunEvent::Step(DenoiseEvent::Step(StepDone { step, timestep, step_time, batch_evaluations })) => {
+            let step_time = Some(duration(step_time));
+            Event::Progress(v1::DenoiseProgress { step, timestep, step_time, batch_evaluations })
         }
+        RunEvent::Step(DenoiseEvent::Checkpoint(checkpoint)) => Event::Checkpoint(v1::DenoiseCheckpoint {
+            revision: checkpoint.revision,
+            step: checkpoint.step,
+            latents: Some(tensor::to_wire(&checkpoint.latents).map_err(EngineError::failed)?),
+            sampler_history: Vec::new(),
+        }),
         RunEvent::Done(finished) => Event::Result(v1::DenoiseResult {
             latents: Some(tensor::to_wire(&finished.output).map_err(EngineError::failed)?),
             queue_time: Some(duration(finished.queue_time)),
@@ -136,6 +144,7 @@ fn job(message: v1::DenoiseRequest) -> Result<DenoiseJob, StageError> {
             .map(|half| conditioning("negative_conditioning", half))
             .transpose()?,
         start: start(message.start)?,
+        checkpoint_interval: message.checkpoint_interval,
     })
 }
 
@@ -160,6 +169,18 @@ fn start(start: Option<Start>) -> Result<DenoiseStart, StageError> {
                 seed: noise.seed,
                 draws_before: noise.draws_before,
             })
+        }
+        Some(Start::Checkpoint(checkpoint)) => {
+            let field = "checkpoint.latents";
+            if !checkpoint.sampler_history.is_empty() {
+                let found = checkpoint.sampler_history.len();
+                let description = format!("{found} tensors; Euler and DDIM have none");
+                return Err(WireError::new("checkpoint.sampler_history", description).into());
+            }
+            let latents = checkpoint.latents.as_ref().ok_or_else(|| WireError::missing(field))?;
+            let latents = tensor::from_wire(field, latents)?;
+            let (revision, step) = (checkpoint.revision, checkpoint.step);
+            Ok(DenoiseStart::Checkpoint(Checkpoint { revision, step, latents }))
         }
     }
 }

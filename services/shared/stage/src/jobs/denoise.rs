@@ -2,15 +2,15 @@
 
 use super::NUM_TOKENS;
 use crate::engine::EngineError;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use sdxl_core::{
     CropCoords, DenoiserInfo, Schedule, SchedulerConfig, Size, Violations,
     size::{MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE},
 };
 use std::time::Duration;
 
-/// Noise to latents over a slice of a schedule. Tells a [`DenoiseEvent`] after each step and ends with latents
-/// `[4, height / 8, width / 8]` in f32.
+/// Noise to latents over a slice of a schedule. Tells [`DenoiseEvent::Step`] after each step, a
+/// [`DenoiseEvent::Checkpoint`] after some, and ends with latents `[4, height / 8, width / 8]` in f32.
 #[derive(Clone, Debug)]
 pub struct DenoiseJob {
     /// Of the picture in pixels.
@@ -33,6 +33,8 @@ pub struct DenoiseJob {
     pub negative_conditioning: Option<DenoiseConditioning>,
     /// What the first step starts from.
     pub start: DenoiseStart,
+    /// Steps from one checkpoint to the next; 0 for none.
+    pub checkpoint_interval: u32,
 }
 
 /// What one half of the batch is conditioned by.
@@ -71,17 +73,41 @@ pub enum DenoiseStart {
         /// Tensors of this shape that the generator has drawn before.
         draws_before: u32,
     },
+    /// Where another run of the same request stood.
+    Checkpoint(Checkpoint),
 }
 
-/// A step has been done.
+/// A run between two steps: any replica goes on from it as if nothing had happened, to the last bit.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Of the stage that made it; no other goes on with it.
+    pub revision: String,
+    /// The next step, in the whole schedule.
+    pub step: u32,
+    /// `[4, height / 8, width / 8]` in f32.
+    pub latents: Tensor,
+}
+
+/// What a run tells on its way.
+#[derive(Clone, Debug)]
+pub enum DenoiseEvent {
+    /// A step has been done.
+    Step(StepDone),
+    /// From here another replica can go on.
+    Checkpoint(Checkpoint),
+}
+
+/// A step that has been done.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DenoiseEvent {
+pub struct StepDone {
     /// Its index in the whole schedule, from 0.
     pub step: u32,
     /// Where the network was asked.
     pub timestep: f32,
-    /// On the device.
+    /// On the device, together with others.
     pub step_time: Duration,
+    /// Evaluations of the network in it, of all pictures that took it together.
+    pub batch_evaluations: u32,
 }
 
 /// The most draws that a generator may have to catch up on: each costs as much as the noise itself.
@@ -92,7 +118,7 @@ impl DenoiseJob {
     ///
     /// # Errors
     /// [`EngineError::Invalid`] with all wrong fields, as the protocol names them.
-    pub fn check(&self, denoiser: &DenoiserInfo) -> Result<Schedule, EngineError> {
+    pub fn check(&self, denoiser: &DenoiserInfo, revision: &str) -> Result<Schedule, EngineError> {
         let mut wrong = Violations::default();
         for (field, side) in [("size.height", self.size.height), ("size.width", self.size.width)] {
             if !(MIN_SIDE..=MAX_SIDE).contains(&side) || side % SIDE_MULTIPLE != 0 {
@@ -116,7 +142,7 @@ impl DenoiseJob {
             }
             None => {}
         }
-        self.check_start(denoiser, &mut wrong);
+        self.check_start(denoiser, revision, &mut wrong);
         match schedule {
             Some(schedule) if wrong.is_empty() => Ok(schedule),
             _ => Err(EngineError::Invalid(wrong.into_vec())),
@@ -141,7 +167,7 @@ impl DenoiseJob {
         Some(schedule)
     }
 
-    fn check_start(&self, denoiser: &DenoiserInfo, wrong: &mut Violations) {
+    fn check_start(&self, denoiser: &DenoiserInfo, revision: &str, wrong: &mut Violations) {
         let wanted = self.latents_shape(denoiser);
         match &self.start {
             DenoiseStart::Noise { .. } => {
@@ -158,6 +184,34 @@ impl DenoiseJob {
                     wrong.add("noised_latents.noise.draws_before", draws_before, allowed);
                 }
             }
+            DenoiseStart::Checkpoint(checkpoint) => {
+                check_shape("checkpoint.latents", &checkpoint.latents, &wanted, wrong);
+                if checkpoint.latents.dtype() != DType::F32 {
+                    let dtype = checkpoint.latents.dtype().as_str();
+                    wrong.push("checkpoint.latents.dtype", format!("{dtype} is not f32"));
+                }
+                let steps = self.begin_step..=self.end_step;
+                if !steps.contains(&checkpoint.step) {
+                    wrong.add(
+                        "checkpoint.step",
+                        checkpoint.step,
+                        format!("in {steps:?}, the steps asked for"),
+                    );
+                }
+                if checkpoint.revision != revision {
+                    let description = format!("{:?} is not this stage's {revision:?}", checkpoint.revision);
+                    wrong.push("checkpoint.revision", description);
+                }
+            }
+        }
+    }
+
+    /// The first step to run: that of the checkpoint where there is one.
+    #[must_use]
+    pub fn first_step(&self) -> u32 {
+        match &self.start {
+            DenoiseStart::Checkpoint(checkpoint) => checkpoint.step,
+            _ => self.begin_step,
         }
     }
 

@@ -3,8 +3,9 @@
 use super::*;
 use crate::{
     args::WorkerArgs,
-    engine::{EngineError, Step},
+    engine::{EngineError, Step, StepOf, Work},
     info::Details,
+    jobs::{Checkpoint, StepDone},
 };
 use candle_core::{DType, Device};
 use sdxl_core::{DenoiserInfo, SchedulerConfig, SchedulerKind};
@@ -21,6 +22,7 @@ use v1::{
 };
 
 const STEP: Duration = Duration::from_millis(30);
+const REVISION: &str = "0123";
 const SOON: Duration = Duration::from_secs(10);
 
 /// Denoises nothing, slowly; a request of 13 steps brings misfortune.
@@ -37,21 +39,48 @@ impl Engine for SlowDenoiser {
     }
 
     fn begin(&mut self, job: DenoiseJob) -> Result<Self::Run, EngineError> {
-        job.check(&details())?;
-        let begin = job.begin_step;
-        Ok((job, begin))
+        job.check(&details(), REVISION)?;
+        let first = job.first_step();
+        Ok((job, first))
     }
 
-    fn advance(&mut self, (job, step): &mut Self::Run) -> Result<Step<DenoiseEvent, Tensor>, EngineError> {
+    fn work(&self, (job, step): &Self::Run) -> Work {
+        Work { size: job.size, evaluations: 1, steps: job.end_step - step }
+    }
+
+    fn advance(&mut self, runs: &mut [&mut Self::Run]) -> Vec<Result<StepOf<Self>, EngineError>> {
+        runs.iter_mut().map(|run| self.step(run)).collect()
+    }
+
+    fn checkpoint(
+        &mut self,
+        (job, step): &Self::Run,
+        now: bool,
+    ) -> Result<Option<DenoiseEvent>, EngineError> {
+        let interval = job.checkpoint_interval;
+        let is_due = interval > 0 && (now || step.is_multiple_of(interval) && *step < job.end_step);
+        Ok(is_due.then(|| {
+            let latents = latents(job, 0.25).unwrap();
+            DenoiseEvent::Checkpoint(Checkpoint { revision: REVISION.to_owned(), step: *step, latents })
+        }))
+    }
+}
+
+impl SlowDenoiser {
+    fn step(&self, (job, step): &mut (DenoiseJob, u32)) -> Result<StepOf<Self>, EngineError> {
         if *step == job.end_step {
-            let latents = Tensor::full(0.5f32, &job.latents_shape(&details())[..], &Device::Cpu);
-            return latents.map(Step::Done).map_err(EngineError::failed);
+            return latents(job, 0.5).map(Step::Done).map_err(EngineError::failed);
         }
         std::thread::sleep(STEP);
         assert!(job.num_inference_steps != 13, "thirteen steps");
         *step += 1;
-        Ok(Step::Continue(DenoiseEvent { step: *step - 1, timestep: 1.0, step_time: STEP }))
+        let done = StepDone { step: *step - 1, timestep: 1.0, step_time: STEP, batch_evaluations: 1 };
+        Ok(Step::Continue(DenoiseEvent::Step(done)))
     }
+}
+
+fn latents(job: &DenoiseJob, value: f32) -> candle_core::Result<Tensor> {
+    Tensor::full(value, &job.latents_shape(&details())[..], &Device::Cpu)
 }
 
 fn details() -> DenoiserInfo {
@@ -86,7 +115,7 @@ async fn start_cold() -> Running {
         let info = StageInfo {
             kind: StageKind::BaseUnet,
             model: "toy".to_owned(),
-            revision: "0123".to_owned(),
+            revision: REVISION.to_owned(),
             device: "cpu".to_owned(),
             dtype: DType::BF16,
             details: Details::Denoiser(details()),
@@ -185,9 +214,74 @@ async fn a_stream_tells_start_steps_and_result() {
             Event::Started(_) => "started".to_owned(),
             Event::Progress(progress) => format!("step {}", progress.step),
             Event::Result(result) => format!("latents {:?}", result.latents.unwrap().shape),
+            Event::Checkpoint(_) => "a checkpoint, unasked".to_owned(),
         });
     }
     assert_eq!(told, ["started", "step 0", "step 1", "step 2", "latents [4, 8, 9]"]);
+}
+
+#[tokio::test]
+async fn checkpoints_come_as_often_as_asked_for_and_lead_on() {
+    let stage = start().await;
+    let mut client = DenoiserServiceClient::new(stage.channel.clone());
+    let request = v1::DenoiseRequest { checkpoint_interval: 2, ..request(5) };
+    let mut events = client.denoise(request.clone()).await.unwrap().into_inner();
+    let mut checkpoints = Vec::new();
+    while let Some(message) = events.message().await.unwrap() {
+        if let Some(Event::Checkpoint(checkpoint)) = message.event {
+            checkpoints.push(checkpoint);
+        }
+    }
+    assert_eq!(checkpoints.iter().map(|c| c.step).collect::<Vec<_>>(), [2, 4]);
+    let start = v1::denoise_request::Start::Checkpoint(checkpoints.pop().unwrap());
+    let resumed = v1::DenoiseRequest { start: Some(start), ..request };
+    let mut events = client.denoise(resumed).await.unwrap().into_inner();
+    let mut steps = Vec::new();
+    while let Some(message) = events.message().await.unwrap() {
+        if let Some(Event::Progress(progress)) = message.event {
+            steps.push(progress.step);
+        }
+    }
+    assert_eq!(steps, [4]);
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_does_not_fit_is_refused_by_name() {
+    let stage = start().await;
+    let tensor = |shape: [u32; 3], dtype: v1::DType| {
+        let bytes = shape.iter().product::<u32>() as usize * if dtype == v1::DType::F32 { 4 } else { 2 };
+        v1::Tensor { shape: shape.to_vec(), dtype: dtype.into(), data: vec![0; bytes].into() }
+    };
+    let right = v1::DenoiseCheckpoint {
+        revision: REVISION.to_owned(),
+        step: 5,
+        latents: Some(tensor([4, 8, 9], v1::DType::F32)),
+        sampler_history: Vec::new(),
+    };
+    let history = vec![tensor([4, 8, 9], v1::DType::F32)];
+    let cases = [
+        ("checkpoint.revision", v1::DenoiseCheckpoint { revision: "4567".to_owned(), ..right.clone() }),
+        ("checkpoint.step", v1::DenoiseCheckpoint { step: 11, ..right.clone() }),
+        (
+            "checkpoint.latents.shape",
+            v1::DenoiseCheckpoint { latents: Some(tensor([4, 9, 8], v1::DType::F32)), ..right.clone() },
+        ),
+        (
+            "checkpoint.latents.dtype",
+            v1::DenoiseCheckpoint { latents: Some(tensor([4, 8, 9], v1::DType::F16)), ..right.clone() },
+        ),
+        ("checkpoint.latents", v1::DenoiseCheckpoint { latents: None, ..right.clone() }),
+        ("checkpoint.sampler_history", v1::DenoiseCheckpoint { sampler_history: history, ..right.clone() }),
+    ];
+    let mut client = DenoiserServiceClient::new(stage.channel.clone());
+    for (field, checkpoint) in cases {
+        let start = Some(v1::denoise_request::Start::Checkpoint(checkpoint));
+        let status = client.denoise(v1::DenoiseRequest { start, ..request(10) }).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{field}");
+        let fields: Vec<_> =
+            status.get_details_bad_request().unwrap().field_violations.into_iter().map(|v| v.field).collect();
+        assert_eq!(fields, [field]);
+    }
 }
 
 #[tokio::test]

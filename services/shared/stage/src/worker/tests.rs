@@ -1,6 +1,6 @@
 use super::*;
-use crate::toy::{Toy, ToyEngine};
-use sdxl_core::{Classify, ErrorClass};
+use crate::toy::{CHECKPOINT, Toy, ToyEngine};
+use sdxl_core::{Classify, ErrorClass, Priority};
 use std::{
     num::NonZeroUsize,
     sync::mpsc::{Receiver, Sender},
@@ -13,7 +13,12 @@ struct Stepwise {
 }
 
 async fn stepwise(queue_depth: usize, max_active: usize) -> Stepwise {
-    let (engine, permits, log) = ToyEngine::stepwise();
+    batching(queue_depth, max_active, 1).await
+}
+
+async fn batching(queue_depth: usize, max_active: usize, max_batch: usize) -> Stepwise {
+    let (mut engine, permits, log) = ToyEngine::stepwise();
+    engine.max_batch = max_batch;
     let count = |n| NonZeroUsize::new(n).unwrap();
     let args = WorkerArgs { queue_depth: count(queue_depth), max_active: count(max_active) };
     let (worker, built) = spawn(args, move || Ok((engine, ()))).unwrap();
@@ -23,7 +28,11 @@ async fn stepwise(queue_depth: usize, max_active: usize) -> Stepwise {
 
 impl Stepwise {
     fn submit(&self, toy: Toy) -> Events<ToyEngine> {
-        self.worker.submit(toy, None).unwrap()
+        self.worker.submit(toy, Terms::default()).unwrap()
+    }
+
+    fn submit_for(&self, tenant: &str, toy: Toy) -> Result<Events<ToyEngine>, StageError> {
+        self.worker.submit(toy, Terms { tenant: tenant.parse().unwrap(), ..Terms::default() })
     }
 
     /// Lets one more step be done.
@@ -72,12 +81,12 @@ async fn a_full_queue_refuses_at_once() {
     let _running = toy.submit(Toy::Count(1));
     toy.until(0, 1).await;
     let _waiting = [toy.submit(Toy::Count(1)), toy.submit(Toy::Count(1))];
-    let error = toy.worker.submit(Toy::Count(1), None).unwrap_err();
+    let error = toy.worker.submit(Toy::Count(1), Terms::default()).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Overloaded);
     assert!(error.retry_after().is_some());
     toy.step();
     toy.until(1, 1).await;
-    assert!(toy.worker.submit(Toy::Count(1), None).is_ok());
+    assert!(toy.worker.submit(Toy::Count(1), Terms::default()).is_ok());
 }
 
 #[tokio::test]
@@ -86,7 +95,7 @@ async fn who_hangs_up_while_waiting_makes_room() {
     let _running = toy.submit(Toy::Count(1));
     toy.until(0, 1).await;
     drop(toy.submit(Toy::Count(1)));
-    assert!(toy.worker.submit(Toy::Count(1), None).is_ok());
+    assert!(toy.worker.submit(Toy::Count(1), Terms::default()).is_ok());
 }
 
 #[tokio::test]
@@ -102,34 +111,89 @@ async fn a_caller_that_has_gone_frees_the_device_within_one_step() {
 }
 
 #[tokio::test]
-async fn turns_are_fair() {
+async fn a_short_run_does_not_wait_for_a_long_one() {
     let toy = stepwise(4, 2).await;
-    let mut long = toy.submit(Toy::Count(6));
+    let mut long = toy.submit(Toy::Count(60));
     toy.until(0, 1).await;
     let mut short = toy.submit(Toy::Count(2));
+    toy.until(1, 1).await;
     let mut third = toy.submit(Toy::Count(1));
-    (0..9).for_each(|_| toy.step());
-    for (events, output) in [(&mut long, 60), (&mut short, 20), (&mut third, 10)] {
+    (0..63).for_each(|_| toy.step());
+    for (events, output) in [(&mut long, 600), (&mut short, 20), (&mut third, 10)] {
         let RunEvent::Done(finished) = last(events).await.unwrap() else { panic!("not done") };
         assert_eq!(finished.output, output);
     }
-    let order: Vec<_> = (0..9).map(|_| toy.log.recv().unwrap()).collect();
+    let order: Vec<_> = (0..63).map(|_| toy.log.recv().unwrap()).collect();
     let at = |run: usize, step: usize| order.iter().position(|done| *done == (run, step)).unwrap();
-    let (long, short, third) = (6, 2, 1);
-    assert_eq!(order[0], (long, 1));
-    // Whether the short one came before or during the long one's first step, it had every other turn from then on, and
-    // the third took its place as soon as it was done.
-    assert!(at(short, 1) <= 2 && at(short, 2) - at(short, 1) == 2, "{order:?}");
-    assert!(at(third, 1) - at(short, 2) <= 2, "{order:?}");
-    assert_eq!(order[8], (long, 6));
+    assert_eq!(order[0], (60, 1));
+    assert!(at(2, 2) <= 3 && at(1, 1) <= 4, "{order:?}");
+}
+
+#[tokio::test]
+async fn runs_share_steps_and_join_and_leave_between_them() {
+    let toy = batching(8, 8, 2).await;
+    let first = toy.submit(Toy::Count(4));
+    toy.until(0, 1).await;
+    let second = toy.submit(Toy::Count(2));
+    let third = toy.submit(Toy::Count(3));
+    toy.until(2, 1).await;
+    // One permit is enough for both of a batch: the first step alone and then eight in four, or five where the last
+    // ends alone.
+    (0..6).for_each(|_| toy.step());
+    for mut events in [first, second, third] {
+        assert!(matches!(last(&mut events).await.unwrap(), RunEvent::Done(_)));
+    }
+}
+
+#[tokio::test]
+async fn waiting_requests_begin_by_deadline_then_by_priority_then_by_age() {
+    let toy = stepwise(8, 1).await;
+    let running = toy.submit(Toy::Count(1));
+    toy.until(0, 1).await;
+    let soon = |seconds| Deadline::after(Duration::from_secs(seconds));
+    let mut events = Vec::new();
+    for (steps, priority, deadline) in [
+        (15, Priority::Batch, None),
+        (14, Priority::Interactive, None),
+        (13, Priority::Batch, soon(500)),
+        (12, Priority::Interactive, soon(400)),
+    ] {
+        let terms = Terms { deadline, priority, ..Terms::default() };
+        events.push(toy.worker.submit(Toy::Count(steps), terms).unwrap());
+    }
+    (0..55).for_each(|_| toy.step());
+    for events in &mut events {
+        assert!(last(events).await.is_ok());
+    }
+    drop(running);
+    let begun: Vec<_> = toy.log.try_iter().filter(|(_, step)| *step == 1).map(|(steps, _)| steps).collect();
+    assert_eq!(begun, [1, 12, 13, 14, 15]);
+}
+
+#[tokio::test]
+async fn nobodys_flood_keeps_another_tenant_out() {
+    let toy = stepwise(4, 2).await;
+    let flood: Vec<_> = (0..2).map(|_| toy.submit_for("flood", Toy::Count(1000)).unwrap()).collect();
+    toy.step();
+    toy.until(0, 2).await;
+    let mut more: Vec<_> = (0..4).map(|_| toy.submit_for("flood", Toy::Count(1000)).unwrap()).collect();
+    assert_eq!(toy.submit_for("flood", Toy::Count(1)).unwrap_err().class(), ErrorClass::Overloaded);
+    // The queue is full and all places are taken: the last of the flood makes room, and nothing has to end first.
+    let mut modest = toy.submit_for("modest", Toy::Count(5)).unwrap();
+    assert_eq!(last(&mut more.pop().unwrap()).await.unwrap_err().class(), ErrorClass::Overloaded);
+    (0..20).for_each(|_| toy.step());
+    assert!(matches!(last(&mut modest).await.unwrap(), RunEvent::Done(Finished { output: 50, .. })));
+    let steps: Vec<_> = toy.log.try_iter().map(|(steps, _)| steps).collect();
+    assert!(steps.len() <= 14, "half of the steps are the modest one's: {steps:?}");
+    drop(flood);
 }
 
 #[tokio::test]
 async fn a_deadline_ends_a_run_between_steps_and_a_waiting_request() {
     let toy = stepwise(4, 1).await;
-    let deadline = Deadline::after(Duration::from_millis(50));
-    let mut running = toy.worker.submit(Toy::Count(1000), deadline).unwrap();
-    let mut waiting = toy.worker.submit(Toy::Count(1), deadline).unwrap();
+    let terms = Terms { deadline: Deadline::after(Duration::from_millis(50)), ..Terms::default() };
+    let mut running = toy.worker.submit(Toy::Count(1000), terms.clone()).unwrap();
+    let mut waiting = toy.worker.submit(Toy::Count(1), terms).unwrap();
     toy.until(1, 1).await;
     tokio::time::sleep(Duration::from_millis(60)).await;
     toy.step();
@@ -169,19 +233,49 @@ async fn a_panic_stops_the_worker_and_everyone_hears() {
     assert_eq!(last(&mut beside).await.unwrap_err().class(), ErrorClass::Unavailable);
     assert_eq!(last(&mut waiting).await.unwrap_err().class(), ErrorClass::Unavailable);
     toy.worker.load().wait_for(|l| l.phase == Phase::Failed).await.unwrap();
-    assert_eq!(toy.worker.submit(Toy::Count(1), None).unwrap_err().class(), ErrorClass::Unavailable);
+    assert_eq!(
+        toy.worker.submit(Toy::Count(1), Terms::default()).unwrap_err().class(),
+        ErrorClass::Unavailable
+    );
 }
 
 #[tokio::test]
 async fn draining_finishes_what_is_there_and_takes_nothing_new() {
     let toy = stepwise(4, 1).await;
     let (mut running, mut waiting) = (toy.submit(Toy::Count(2)), toy.submit(Toy::Count(1)));
-    toy.worker.drain();
-    let refused = toy.worker.submit(Toy::Count(1), None).unwrap_err();
+    toy.worker.drain(None);
+    let refused = toy.worker.submit(Toy::Count(1), Terms::default()).unwrap_err();
     assert_eq!(refused.class(), ErrorClass::Unavailable);
     (0..3).for_each(|_| toy.step());
     assert!(last(&mut running).await.is_ok());
     assert!(last(&mut waiting).await.is_ok());
+    toy.worker.load().wait_for(|l| l.phase == Phase::Ended).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_before_the_end_is_handed_over() {
+    let toy = stepwise(4, 2).await;
+    let mut short = toy.submit(Toy::Count(3));
+    toy.until(0, 1).await;
+    toy.step();
+    assert!(matches!(short.recv().await.unwrap().unwrap(), RunEvent::Started { .. }));
+    assert_eq!(short.recv().await.unwrap().unwrap(), RunEvent::Step(1));
+    let mut long = toy.submit(Toy::Count(1_000_000_000));
+    toy.step();
+    toy.until(0, 2).await;
+    let mut waiting = toy.submit(Toy::Count(1));
+    toy.worker.drain(Some(Duration::from_secs(60)));
+    (0..4).for_each(|_| toy.step());
+    assert!(matches!(last(&mut short).await.unwrap(), RunEvent::Done(_)));
+    let mut heard = Vec::new();
+    while let Some(event) = long.recv().await {
+        heard.push(event);
+    }
+    let [.., Ok(RunEvent::Step(checkpoint)), Err(StageError::Draining)] = &heard[..] else {
+        panic!("{heard:?}")
+    };
+    assert!(*checkpoint >= CHECKPOINT, "{heard:?}");
+    assert!(matches!(last(&mut waiting).await, Err(StageError::Draining)));
     toy.worker.load().wait_for(|l| l.phase == Phase::Ended).await.unwrap();
 }
 

@@ -41,6 +41,7 @@ fn job() -> DenoiseJob {
         conditioning: conditioning(),
         negative_conditioning: Some(conditioning()),
         start: DenoiseStart::Noise { seed: 1 },
+        checkpoint_interval: 0,
     }
 }
 
@@ -48,7 +49,7 @@ fn job() -> DenoiseJob {
 fn wrong(requires_aesthetics_score: bool, change: impl FnOnce(&mut DenoiseJob)) -> Vec<String> {
     let mut job = job();
     change(&mut job);
-    match job.check(&denoiser(requires_aesthetics_score)) {
+    match job.check(&denoiser(requires_aesthetics_score), "r") {
         Ok(_) => Vec::new(),
         Err(error) => error.violations().iter().map(|v| v.field.clone()).collect(),
     }
@@ -58,7 +59,7 @@ fn wrong(requires_aesthetics_score: bool, change: impl FnOnce(&mut DenoiseJob)) 
 fn a_right_job_passes() {
     assert_eq!(wrong(false, |_| {}), [""; 0]);
     assert_eq!(wrong(true, |job| job.conditioning.target_size = None), [""; 0]);
-    assert_eq!(job().check(&denoiser(false)).unwrap().len(), 10);
+    assert_eq!(job().check(&denoiser(false), "r").unwrap().len(), 10);
 }
 
 #[test]
