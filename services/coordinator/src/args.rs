@@ -44,6 +44,24 @@ pub struct Args {
     )]
     pub max_requests: u32,
 
+    /// Denoising steps from one checkpoint of a picture to the next, and so the most that the loss of a replica costs; 0
+    /// for no checkpoints
+    #[arg(long, env = "SDXL_CHECKPOINT_INTERVAL", value_name = "STEPS", default_value_t = 5)]
+    pub checkpoint_interval: u32,
+
+    /// How long work that was begun waits for a replica where none takes it
+    #[arg(long, env = "SDXL_PATIENCE", value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub patience: Duration,
+
+    /// Work begun anew after the loss of a replica that is always allowed, in units a second
+    #[arg(long, env = "SDXL_RETRIES_PER_SECOND", value_name = "N", default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub retries_per_second: u32,
+
+    /// The same beside that, as a share of all calls to stages in the last 10 seconds
+    #[arg(long, env = "SDXL_RETRY_RATIO", value_name = "F", default_value_t = 0.2)]
+    pub retry_ratio: f32,
+
     /// Where to listen, and how to end.
     #[command(flatten)]
     pub server: ServerArgs<50051>,

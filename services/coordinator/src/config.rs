@@ -23,6 +23,14 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Requests at work at the same time.
     pub max_requests: usize,
+    /// Steps from one checkpoint of a picture to the next.
+    pub checkpoint_interval: u32,
+    /// How long work that was begun waits where no replica takes it.
+    pub patience: Duration,
+    /// Retries that are always allowed, a second.
+    pub retries_per_second: u32,
+    /// Retries allowed beside those, as a share of all calls to stages.
+    pub retry_ratio: f32,
     /// How long running requests may take to finish once the coordinator is told to stop.
     pub drain_timeout: Duration,
 }
@@ -57,6 +65,9 @@ pub enum ConfigError {
     /// The time for connecting is zero.
     #[error("--connect-timeout: 0 seconds are too short to connect in")]
     ConnectTimeout,
+    /// The share of retries is none.
+    #[error("--retry-ratio: {0} is not in 0..=10")]
+    RetryRatio(String),
 }
 
 impl TryFrom<&Args> for Config {
@@ -66,6 +77,9 @@ impl TryFrom<&Args> for Config {
         if args.connect_timeout.is_zero() {
             return Err(ConfigError::ConnectTimeout);
         }
+        if !(0.0..=10.0).contains(&args.retry_ratio) {
+            return Err(ConfigError::RetryRatio(args.retry_ratio.to_string()));
+        }
         Ok(Self {
             text_encoder: needed(StageKind::TextEncoder, &args.text_encoder)?,
             base_unet: needed(StageKind::BaseUnet, &args.base_unet)?,
@@ -73,6 +87,10 @@ impl TryFrom<&Args> for Config {
             vae: needed(StageKind::Vae, &args.vae)?,
             connect_timeout: args.connect_timeout,
             max_requests: usize::try_from(args.max_requests).unwrap_or(usize::MAX),
+            checkpoint_interval: args.checkpoint_interval,
+            patience: args.patience,
+            retries_per_second: args.retries_per_second,
+            retry_ratio: args.retry_ratio,
             drain_timeout: args.server.drain_timeout,
         })
     }
@@ -132,6 +150,7 @@ mod tests {
             config(&["--connect-timeout", "0"]).unwrap_err(),
             "--connect-timeout: 0 seconds are too short to connect in"
         );
+        assert_eq!(config(&["--retry-ratio", "NaN"]).unwrap_err(), "--retry-ratio: NaN is not in 0..=10");
         let args = Args::try_parse_from(["x", "--text-encoder", "t:1", "--vae", "v:1"]).unwrap();
         let error = Config::try_from(&args).unwrap_err();
         assert_eq!(error, ConfigError::Missing { flag: "base-unet" });

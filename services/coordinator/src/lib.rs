@@ -27,7 +27,7 @@ use sdxl_runtime::{
     Health, Shutdown,
     server::{self, Server},
 };
-use service::{Generation, Model};
+use service::{Generation, Model, Settings};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tonic::service::Routes;
@@ -44,7 +44,12 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
     let fleets = Arc::new(Fleets::start(&config));
     // Both follow the stages until the last request is done.
     let readiness = Readiness::start(&fleets, health.clone(), shutdown.clone());
-    let generation = Generation::new(Arc::clone(&fleets), readiness.model(), config.max_requests);
+    let settings = Settings {
+        max_requests: config.max_requests,
+        checkpoint_interval: config.checkpoint_interval,
+        patience: config.patience,
+    };
+    let generation = Generation::new(Arc::clone(&fleets), readiness.model(), settings);
     let routes = Routes::new(
         ImageGenerationServiceServer::new(generation).max_decoding_message_size(MAX_MESSAGE_BYTES),
     )

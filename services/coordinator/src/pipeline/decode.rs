@@ -24,18 +24,19 @@ impl Pipeline<'_> {
         let span =
             info_span!("decode", otel.kind = "client", stage = %fleet.stage(), replica = Empty, image_index);
         async {
-            let mut placing = Placing::new(fleet, self.latent_pixels(), self.deadline);
+            let mut placing = Placing::new(self, fleet, self.latent_pixels(), true);
             loop {
-                let lease = placing.next()?;
+                let lease = placing.next().await?;
                 let replica = lease.replica().address().to_string();
                 self.events.progress(fleet.stage(), Some(image_index), self.plan.steps(), replica);
                 match self.decode_on(&lease, latents.clone()).await {
                     Ok((answer, spent)) => {
+                        lease.replica().stepped(self.latent_pixels(), spent.on_device());
                         timings.push(placing.timing(Some(image_index), &spent));
                         let v1::DecodeResponse { data, media_type, width, height, .. } = answer;
                         return Ok(v1::Image { data, media_type, width, height, seed });
                     }
-                    Err(fault) => placing.failed(lease.replica(), fault)?,
+                    Err(fault) => placing.failed(lease.replica(), fault, self.patience)?,
                 }
             }
         }
@@ -51,10 +52,11 @@ impl Pipeline<'_> {
             image_format: v1::ImageFormat::from(self.plan.image_format).into(),
             quality: self.plan.quality,
         };
-        let answer = client.decode(hop::request(request, self.deadline)).await.map_err(Fault::refused)?;
-        let answer = answer.into_inner();
+        let request = hop::request(request, self.terms);
+        let answer = hop::answer(lease.replica(), client.decode(request)).await?;
         self.check(&answer).map_err(Fault::Reply)?;
-        let spent = Spent { queue_time: answer.queue_time, run_time: answer.run_time, steps: 0 };
+        let (queue_time, run_time) = (answer.queue_time, answer.run_time);
+        let spent = Spent { queue_time, run_time, ..Spent::default() };
         Ok((answer, spent))
     }
 

@@ -5,18 +5,18 @@ use super::{
     encode::Texts,
     error::GenerateError,
     hop::{self, Fault, Placing, Spent},
-    reply,
+    reply, watch,
 };
 use crate::placement::{Fleet, Lease};
 use sdxl_core::{ConditioningPlan, DenoisePlan, Start};
 use sdxl_proto::{
-    MAX_MESSAGE_BYTES,
+    MAX_MESSAGE_BYTES, convert,
     v1::{
         self, DType, Tensor, denoise_request, denoise_response::Event,
         denoiser_service_client::DenoiserServiceClient,
     },
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::Streaming;
 use tracing::{Instrument, field::Empty, info_span};
@@ -34,6 +34,53 @@ struct Pass<'a> {
     steps_before: u32,
     /// Outstanding work that a step takes away.
     work_per_step: u64,
+}
+
+impl Pass<'_> {
+    /// Whether nothing is lost by now, should it fail.
+    fn is_first(&self) -> bool {
+        self.steps_before == 0
+    }
+}
+
+/// How far a pass has come, over all replicas that it was on.
+struct Going {
+    request: v1::DenoiseRequest,
+    /// What the first step started from.
+    start: Option<denoise_request::Start>,
+    /// The last one, to go on from.
+    checkpoint: Option<v1::DenoiseCheckpoint>,
+    /// The step that it began at on the present replica, and the first that no replica has done.
+    resumed_at: u32,
+    next_step: u32,
+    steps_repeated: u32,
+}
+
+impl Going {
+    fn new(pass: &Pass<'_>, mut request: v1::DenoiseRequest) -> Self {
+        let (start, begin) = (request.start.take(), pass.plan.begin_step);
+        Self { request, start, checkpoint: None, resumed_at: begin, next_step: begin, steps_repeated: 0 }
+    }
+
+    /// The request for the replica of `lease`: from the last checkpoint, or from the start if that is of a model that the
+    /// stage does not serve any more.
+    fn resume(&mut self, lease: &Lease) -> v1::DenoiseRequest {
+        self.checkpoint = self.checkpoint.take().filter(|checkpoint| checkpoint.revision == lease.revision());
+        self.resumed_at =
+            self.checkpoint.as_ref().map_or(self.request.begin_step, |checkpoint| checkpoint.step);
+        let start = self.checkpoint.clone().map(denoise_request::Start::Checkpoint);
+        v1::DenoiseRequest { start: start.or_else(|| self.start.clone()), ..self.request.clone() }
+    }
+
+    /// Whether the present replica has brought it further than to where it began there.
+    fn got_on(&self) -> bool {
+        self.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.step > self.resumed_at)
+    }
+
+    fn work_left(&self, pass: &Pass<'_>) -> u64 {
+        let done = self.checkpoint.as_ref().map_or(pass.plan.begin_step, |checkpoint| checkpoint.step);
+        u64::from(pass.plan.end_step.saturating_sub(done)) * pass.work_per_step
+    }
 }
 
 impl Pipeline<'_> {
@@ -100,16 +147,21 @@ impl Pipeline<'_> {
             end_step = pass.plan.end_step,
         );
         async {
-            let work = u64::from(pass.plan.steps()) * pass.work_per_step;
-            let mut placing = Placing::new(pass.fleet, work, self.deadline);
+            let mut going = Going::new(&pass, request);
+            let mut placing = Placing::new(self, pass.fleet, going.work_left(&pass), !pass.is_first());
             loop {
-                let mut lease = placing.next()?;
-                match self.denoise_on(&mut lease, pass, request.clone()).await {
+                let mut lease = placing.next().await?;
+                match self.denoise_on(&mut lease, pass, &mut going).await {
                     Ok((latents, spent)) => {
                         timings.push(placing.timing(Some(pass.image_index), &spent));
                         return Ok(latents);
                     }
-                    Err(fault) => placing.failed(lease.replica(), fault)?,
+                    Err(fault) => {
+                        if going.got_on() {
+                            placing.got_on(going.work_left(&pass));
+                        }
+                        placing.failed(lease.replica(), fault, self.patience)?;
+                    }
                 }
             }
         }
@@ -121,36 +173,53 @@ impl Pipeline<'_> {
         self,
         lease: &mut Lease,
         pass: Pass<'_>,
-        request: v1::DenoiseRequest,
+        going: &mut Going,
     ) -> Result<(Tensor, Spent), Fault> {
-        let mut client = DenoiserServiceClient::new(lease.replica().channel())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let request = hop::request(request, self.deadline);
-        let mut events = client.denoise(request).await.map_err(Fault::refused)?.into_inner();
+        let replica = Arc::clone(lease.replica());
+        let mut client =
+            DenoiserServiceClient::new(replica.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let request = hop::request(going.resume(lease), self.terms);
+        let mut events = hop::answer(&replica, client.denoise(request)).await?;
         let mut begun = false;
-        while let Some(event) = events.message().await.map_err(|status| Fault::Status { status, begun })? {
+        loop {
+            let event = tokio::select! {
+                event = events.message() => event.map_err(|status| Fault::Status { status, begun })?,
+                how = watch::hanging(&replica) => return Err(Fault::Hangs(how)),
+            };
+            let Some(event) = event else { break };
             begun = true;
+            replica.heard();
             match event.event {
                 Some(Event::Progress(progress)) => {
+                    let time = convert::duration_or_zero(progress.step_time);
+                    replica.stepped(u64::from(progress.batch_evaluations) * self.latent_pixels(), time);
                     lease.done(pass.work_per_step);
-                    self.tell(pass, progress.step, lease)?;
+                    self.tell(pass, progress.step, lease, going)?;
+                }
+                Some(Event::Checkpoint(checkpoint)) => {
+                    going.checkpoint = Some(self.checkpoint(pass, checkpoint).map_err(Fault::Reply)?);
                 }
                 Some(Event::Result(result)) => {
                     finish(&mut events).await;
-                    return self.result(pass, result);
+                    return self.result(pass, result, going.steps_repeated);
                 }
                 // Begun, or something that a newer replica has to say.
-                Some(Event::Started(_) | Event::Checkpoint(_)) | None => {}
+                Some(Event::Started(_)) | None => {}
             }
         }
         Err(Fault::Reply("its stream ended without a result".to_owned()))
     }
 
-    fn tell(self, pass: Pass<'_>, step: u32, lease: &Lease) -> Result<(), Fault> {
+    fn tell(self, pass: Pass<'_>, step: u32, lease: &Lease, going: &mut Going) -> Result<(), Fault> {
         let slice = pass.plan.begin_step..pass.plan.end_step;
         if !slice.contains(&step) {
             return Err(Fault::Reply(format!("progress.step {step} is not in {slice:?}")));
         }
+        if step < going.next_step {
+            going.steps_repeated += 1;
+            return Ok(());
+        }
+        going.next_step = step + 1;
         self.events.step();
         let done = pass.steps_before + step - slice.start + 1;
         let replica = lease.replica().address().to_string();
@@ -158,14 +227,37 @@ impl Pipeline<'_> {
         Ok(())
     }
 
-    fn result(self, pass: Pass<'_>, result: v1::DenoiseResult) -> Result<(Tensor, Spent), Fault> {
+    /// A checkpoint that can be gone on from.
+    fn checkpoint(
+        self,
+        pass: Pass<'_>,
+        mut checkpoint: v1::DenoiseCheckpoint,
+    ) -> Result<v1::DenoiseCheckpoint, String> {
+        let slice = pass.plan.begin_step..=pass.plan.end_step;
+        if !slice.contains(&checkpoint.step) {
+            return Err(format!("checkpoint.step {} is not in {slice:?}", checkpoint.step));
+        }
+        let latents = checkpoint.latents.take();
+        let latents = reply::tensor("checkpoint.latents", latents, &self.latents_shape(), &[DType::F32])?;
+        checkpoint.latents = Some(latents);
+        Ok(checkpoint)
+    }
+
+    fn latents_shape(self) -> [Option<u32>; 3] {
         let (height, width) = self.latent_size();
-        let shape = [Some(self.model.base.latent_channels), Some(height), Some(width)];
-        let latents =
-            reply::tensor("result.latents", result.latents, &shape, &[DType::F32]).map_err(Fault::Reply)?;
-        let spent =
-            Spent { queue_time: result.queue_time, run_time: result.run_time, steps: pass.plan.steps() };
-        Ok((latents, spent))
+        [Some(self.model.base.latent_channels), Some(height), Some(width)]
+    }
+
+    fn result(
+        self,
+        pass: Pass<'_>,
+        result: v1::DenoiseResult,
+        steps_repeated: u32,
+    ) -> Result<(Tensor, Spent), Fault> {
+        let latents = reply::tensor("result.latents", result.latents, &self.latents_shape(), &[DType::F32]);
+        let (queue_time, run_time) = (result.queue_time, result.run_time);
+        let spent = Spent { queue_time, run_time, steps: pass.plan.steps(), steps_repeated };
+        Ok((latents.map_err(Fault::Reply)?, spent))
     }
 
     fn request(self, plan: &DenoisePlan, start: denoise_request::Start, texts: &Texts) -> v1::DenoiseRequest {
@@ -180,7 +272,7 @@ impl Pipeline<'_> {
             conditioning: Some(conditioning(&plan.positive, texts)),
             negative_conditioning: plan.negative.as_ref().map(|negative| conditioning(negative, texts)),
             start: Some(start),
-            checkpoint_interval: 0,
+            checkpoint_interval: self.checkpoint_interval,
         }
     }
 }

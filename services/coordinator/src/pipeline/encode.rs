@@ -31,14 +31,17 @@ impl Pipeline<'_> {
         let texts = self.plan.texts.len();
         let span = info_span!("encode", otel.kind = "client", stage = %fleet.stage(), replica = Empty, texts);
         async {
-            let mut placing = Placing::new(fleet, texts as u64, self.deadline);
+            let mut placing = Placing::new(self, fleet, texts as u64, false);
             loop {
-                let lease = placing.next()?;
+                let lease = placing.next().await?;
                 let replica = lease.replica().address().to_string();
                 self.events.progress(fleet.stage(), None, 0, replica);
                 match self.encode_on(&lease).await {
-                    Ok((texts, spent)) => return Ok((texts, placing.timing(None, &spent))),
-                    Err(fault) => placing.failed(lease.replica(), fault)?,
+                    Ok((encoded, spent)) => {
+                        lease.replica().stepped(texts as u64, spent.on_device());
+                        return Ok((encoded, placing.timing(None, &spent)));
+                    }
+                    Err(fault) => placing.failed(lease.replica(), fault, self.patience)?,
                 }
             }
         }
@@ -56,9 +59,10 @@ impl Pipeline<'_> {
             clip_skip: text.clip_skip,
         });
         let request = v1::EncodeRequest { inputs: inputs.collect() };
-        let answer = client.encode(hop::request(request, self.deadline)).await.map_err(Fault::refused)?;
-        let answer = answer.into_inner();
-        let spent = Spent { queue_time: answer.queue_time, run_time: answer.run_time, steps: 0 };
+        let request = hop::request(request, self.terms);
+        let answer = hop::answer(lease.replica(), client.encode(request)).await?;
+        let (queue_time, run_time) = (answer.queue_time, answer.run_time);
+        let spent = Spent { queue_time, run_time, ..Spent::default() };
         Ok((self.checked(answer.embeddings).map_err(Fault::Reply)?, spent))
     }
 

@@ -56,6 +56,9 @@ pub enum GenerateError {
         /// What the connection said.
         message: String,
     },
+    /// A replica was lost, and as many requests have begun anew of late as may.
+    #[error("{0}; the cluster's budget for retries is spent")]
+    RetriesSpent(Box<GenerateError>),
     /// A replica's answer makes no sense.
     #[error("{stage} at {replica} answered what makes no sense: {problem}")]
     Reply {
@@ -95,7 +98,9 @@ impl Classify for GenerateError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Plan(error) => error.class(),
-            Self::Starting(_) | Self::NoReplica { .. } | Self::Lost { .. } => ErrorClass::Unavailable,
+            Self::Starting(_) | Self::NoReplica { .. } | Self::Lost { .. } | Self::RetriesSpent(_) => {
+                ErrorClass::Unavailable
+            }
             Self::Contradiction(_) | Self::TooLarge { .. } => ErrorClass::FailedPrecondition,
             Self::TooManyRequests(_) | Self::Full { .. } => ErrorClass::Overloaded,
             Self::Stage { class, .. } => *class,

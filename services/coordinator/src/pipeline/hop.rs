@@ -1,27 +1,33 @@
-//! One call to one replica: placing it, handing deadline and trace on, and making sense of how it ended.
+//! One call to one replica: placing it, handing its terms and trace on, making sense of how it ended, and of what to do
+//! then.
 
-use super::error::GenerateError;
-use crate::placement::{Fleet, Lease, Replica};
+use super::{Pipeline, error::GenerateError, watch};
+use crate::placement::{Fleet, Fleets, Lease, Replica};
 use sdxl_core::ErrorClass;
 use sdxl_proto::{
     convert,
     status::{class_of, connection_broke, retry_after},
     v1,
 };
-use sdxl_runtime::{Deadline, propagation};
+use sdxl_runtime::{Terms, propagation};
 use std::{error::Error, sync::Arc, time::Duration, time::Instant};
+use tokio::time::sleep;
 use tonic::{ConnectError, Status};
-use tracing::{Span, warn};
+use tower::retry::budget::Budget;
+use tracing::{Span, info, warn};
 
+/// Losses in a row without getting on, after which a unit of work is given up: it may be what kills its replicas.
+const MAX_LOSSES: u32 = 5;
+/// Between two rounds of asking replicas that refuse.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Hops end by the caller's deadline, but their timers and ours do not run out at the very same moment.
 const SAME_MOMENT: Duration = Duration::from_millis(10);
 
-/// `message` with the deadline and the current span's trace.
-pub(super) fn request<T>(message: T, deadline: Option<Deadline>) -> tonic::Request<T> {
+/// `message` with the request's terms and the current span's trace.
+pub(super) fn request<T>(message: T, terms: &Terms) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    if let Some(deadline) = deadline {
-        deadline.apply(&mut request);
-    }
+    terms.apply(&mut request);
     propagation::inject(&mut request);
     request
 }
@@ -38,6 +44,8 @@ pub(super) enum Fault {
     },
     /// With an answer that makes no sense.
     Reply(String),
+    /// Not at all: the replica hangs.
+    Hangs(String),
 }
 
 impl Fault {
@@ -47,81 +55,176 @@ impl Fault {
     }
 }
 
-/// The search for a replica that takes a unit of work: each is asked once, the least loaded first.
+/// The answer of a call without events, unless `replica` hangs.
+pub(super) async fn answer<T>(
+    replica: &Replica,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Fault> {
+    tokio::select! {
+        answer = call => answer.map(tonic::Response::into_inner).map_err(Fault::refused),
+        how = watch::hanging(replica) => Err(Fault::Hangs(how)),
+    }
+}
+
+/// The search for a replica that does a unit of work, the one first that is likely to be done with it first; and for
+/// another, should that one refuse it or be lost.
 #[derive(Debug)]
 pub(super) struct Placing<'a> {
+    fleets: &'a Fleets,
     fleet: &'a Fleet,
     work: u64,
-    deadline: Option<Deadline>,
-    tried: Vec<Arc<Replica>>,
+    terms: &'a Terms,
+    /// How long to wait where no replica takes work; nothing is waited for before anything is done for the request.
+    patience: Option<Duration>,
+    waiting_since: Option<Instant>,
+    /// Those that refused since the last wait.
+    refused: Vec<Arc<Replica>>,
+    address: String,
     last: Option<GenerateError>,
+    /// Losses since it last got on.
+    losses: u32,
+    resumes: u32,
     sent: Instant,
 }
 
 impl<'a> Placing<'a> {
-    pub(super) fn new(fleet: &'a Fleet, work: u64, deadline: Option<Deadline>) -> Self {
-        Self { fleet, work, deadline, tried: Vec::new(), last: None, sent: Instant::now() }
+    /// For a unit of `work` on a fleet; `is_begun` where the request would be a loss by now.
+    pub(super) fn new(pipeline: Pipeline<'a>, fleet: &'a Fleet, work: u64, is_begun: bool) -> Self {
+        pipeline.fleets.retries.deposit();
+        Self {
+            fleets: pipeline.fleets,
+            fleet,
+            work,
+            terms: pipeline.terms,
+            patience: is_begun.then_some(pipeline.patience),
+            waiting_since: None,
+            refused: Vec::new(),
+            address: String::new(),
+            last: None,
+            losses: 0,
+            resumes: 0,
+            sent: Instant::now(),
+        }
     }
 
     /// The next replica to ask; its address is noted in the current span.
     ///
     /// # Errors
-    /// No replica is ready, or why the last one refused.
-    pub(super) fn next(&mut self) -> Result<Lease, GenerateError> {
-        let Some(lease) = self.fleet.pick(self.work, &self.tried) else {
-            return Err(self.last.take().unwrap_or(GenerateError::NoReplica { stage: self.fleet.stage() }));
-        };
-        self.tried.push(Arc::clone(lease.replica()));
-        self.sent = Instant::now();
-        Span::current().record("replica", lease.replica().address().to_string());
-        Ok(lease)
+    /// No replica is ready, or why the last one refused, after waiting where that is due.
+    pub(super) async fn next(&mut self) -> Result<Lease, GenerateError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if let Some(lease) = self.fleet.pick(self.work, &self.refused) {
+                self.sent = Instant::now();
+                self.address = lease.replica().address().to_string();
+                Span::current().record("replica", &self.address);
+                return Ok(lease);
+            }
+            let since = *self.waiting_since.get_or_insert_with(Instant::now);
+            let left = self.patience.unwrap_or_default().saturating_sub(since.elapsed());
+            if left.is_zero() {
+                let none = GenerateError::NoReplica { stage: self.fleet.stage() };
+                return Err(self.last.take().unwrap_or(none));
+            }
+            if self.refused.is_empty() {
+                self.fleet.wait(left).await;
+            } else {
+                // Those that refused may take it now.
+                sleep(pause.min(left)).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                self.refused.clear();
+            }
+        }
     }
 
-    /// Takes note of how the call on `replica` failed; `Ok` if another replica may be asked because this one has done
-    /// nothing.
+    /// The work got on: there is less to lose, and as much patience as before.
+    pub(super) fn got_on(&mut self, work_left: u64) {
+        self.work = work_left;
+        self.losses = 0;
+        self.waiting_since = None;
+    }
+
+    /// Takes note of how the call on `replica` failed; `Ok` if another replica may be asked.
     ///
     /// # Errors
     /// What the caller is told.
-    pub(super) fn failed(&mut self, replica: &Replica, fault: Fault) -> Result<(), GenerateError> {
+    pub(super) fn failed(
+        &mut self,
+        replica: &Arc<Replica>,
+        fault: Fault,
+        patience: Duration,
+    ) -> Result<(), GenerateError> {
         let stage = self.fleet.stage();
         let address = replica.address().clone();
         let (status, begun) = match fault {
             Fault::Reply(problem) => return Err(GenerateError::Reply { stage, replica: address, problem }),
+            Fault::Hangs(how) => {
+                self.fleet.eject(replica, &how);
+                let lost = GenerateError::Lost { stage, replica: address, message: how };
+                return self.lost(lost, patience);
+            }
             Fault::Status { status, begun } => (status, begun),
         };
-        let lost = connection_broke(&status);
+        let broke = connection_broke(&status);
         let class = class_of(&status);
-        // What was never sent, or answered by refusing it, can be asked of another.
-        let untouched = if lost { never_sent(&status) } else { !begun };
-        let error = match class {
-            ErrorClass::DeadlineExceeded | ErrorClass::Cancelled if self.at_deadline() => {
-                GenerateError::Stage {
-                    stage,
-                    replica: address,
-                    class: ErrorClass::DeadlineExceeded,
-                    message: "the deadline passed while it was at work".to_owned(),
-                }
-            }
-            _ if lost => GenerateError::Lost { stage, replica: address, message: innermost(&status) },
-            ErrorClass::Overloaded if untouched => {
-                GenerateError::Full { stage, retry_after: retry_after(&status) }
-            }
-            _ => GenerateError::Stage {
+        if matches!(class, ErrorClass::DeadlineExceeded | ErrorClass::Cancelled) && self.at_deadline() {
+            return Err(GenerateError::Stage {
                 stage,
                 replica: address,
-                class: to_caller(class),
-                message: status.message().to_owned(),
-            },
-        };
-        if untouched && matches!(class, ErrorClass::Overloaded | ErrorClass::Unavailable) {
-            warn!(%stage, replica = %replica.address(), "replica refused: {}", status.message());
-            // "full" is what the caller can act on, whatever the others said.
-            if !matches!(self.last, Some(GenerateError::Full { .. })) {
-                self.last = Some(error);
-            }
-            return Ok(());
+                class: ErrorClass::DeadlineExceeded,
+                message: "the deadline passed while it was at work".to_owned(),
+            });
         }
-        Err(error)
+        if broke {
+            let message = innermost(&status);
+            self.fleet.eject(replica, &message);
+            let lost = GenerateError::Lost { stage, replica: address, message };
+            if never_sent(&status) {
+                self.last = Some(lost);
+                return Ok(());
+            }
+            return self.lost(lost, patience);
+        }
+        let message = status.message().to_owned();
+        match class {
+            // It says itself that it does not do it, or no further.
+            ErrorClass::Unavailable | ErrorClass::Cancelled if begun => {
+                self.refused.push(Arc::clone(replica));
+                self.lost(GenerateError::Lost { stage, replica: address, message }, patience)
+            }
+            ErrorClass::Overloaded | ErrorClass::Unavailable if !begun => {
+                warn!(%stage, replica = %address, "replica refused: {message}");
+                self.refused.push(Arc::clone(replica));
+                let error = match class {
+                    ErrorClass::Overloaded => {
+                        GenerateError::Full { stage, retry_after: retry_after(&status) }
+                    }
+                    _ => GenerateError::Stage { stage, replica: address, class, message },
+                };
+                // "full" is what the caller can act on, whatever the others said.
+                if !matches!(self.last, Some(GenerateError::Full { .. })) {
+                    self.last = Some(error);
+                }
+                Ok(())
+            }
+            _ => Err(GenerateError::Stage { stage, replica: address, class: to_caller(class), message }),
+        }
+    }
+
+    /// Work was lost: it is done again elsewhere, if that was not so all the time and there is budget for it.
+    fn lost(&mut self, lost: GenerateError, patience: Duration) -> Result<(), GenerateError> {
+        self.losses += 1;
+        self.patience = Some(patience);
+        if self.losses > MAX_LOSSES {
+            return Err(lost);
+        }
+        if !self.fleets.retries.withdraw() {
+            return Err(GenerateError::RetriesSpent(Box::new(lost)));
+        }
+        info!(stage = %self.fleet.stage(), "going on elsewhere: {lost}");
+        self.resumes += 1;
+        self.last = Some(lost);
+        Ok(())
     }
 
     /// A timing for a response, of the last replica asked.
@@ -129,16 +232,18 @@ impl<'a> Placing<'a> {
         v1::StageTiming {
             stage: v1::Stage::from(self.fleet.stage()).into(),
             image_index,
-            replica: self.tried.last().map(|r| r.address().to_string()).unwrap_or_default(),
+            replica: self.address.clone(),
             queue_time: spent.queue_time,
             run_time: spent.run_time,
             total_time: Some(convert::duration(self.sent.elapsed())),
             steps: spent.steps,
+            resumes: self.resumes,
+            steps_repeated: spent.steps_repeated,
         }
     }
 
     fn at_deadline(&self) -> bool {
-        self.deadline.is_some_and(|deadline| deadline.remaining() < SAME_MOMENT)
+        self.terms.deadline.is_some_and(|deadline| deadline.remaining() < SAME_MOMENT)
     }
 }
 
@@ -148,6 +253,14 @@ pub(super) struct Spent {
     pub(super) queue_time: Option<prost_types::Duration>,
     pub(super) run_time: Option<prost_types::Duration>,
     pub(super) steps: u32,
+    pub(super) steps_repeated: u32,
+}
+
+impl Spent {
+    /// In seconds on the device, for the replica's pace.
+    pub(super) fn on_device(&self) -> Duration {
+        convert::duration_or_zero(self.run_time)
+    }
 }
 
 /// What a stage's error is to the public caller, whose request was found right: a stage that finds its own request

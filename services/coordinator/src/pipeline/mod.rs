@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod hop;
 mod reply;
+mod watch;
 
 pub use error::GenerateError;
 pub(crate) use events::{Events, Item};
@@ -19,7 +20,7 @@ use encode::Texts;
 use futures::future::try_join_all;
 use sdxl_core::{ModelInfo, Plan, StageKind};
 use sdxl_proto::v1;
-use sdxl_runtime::Deadline;
+use sdxl_runtime::Terms;
 use std::time::{Duration, Instant};
 
 /// So much before the deadline the work is given up, so that the answer is ours and still gets through.
@@ -34,8 +35,12 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) model: &'a ModelInfo,
     /// What is to be done.
     pub(crate) plan: &'a Plan,
-    /// When it must be done.
-    pub(crate) deadline: Option<Deadline>,
+    /// Its deadline, whose it is and how it hurries.
+    pub(crate) terms: &'a Terms,
+    /// Steps from one checkpoint to the next.
+    pub(crate) checkpoint_interval: u32,
+    /// How long work that was begun waits where no replica takes it.
+    pub(crate) patience: Duration,
     /// Where it is told.
     pub(crate) events: &'a Events,
 }
@@ -56,7 +61,7 @@ impl<'a> Pipeline<'a> {
     /// The first failure of any picture; the others are given up.
     pub(crate) async fn run(self) -> Result<Outcome, GenerateError> {
         let work = Box::pin(self.all());
-        let Some(deadline) = self.deadline else { return work.await };
+        let Some(deadline) = self.terms.deadline else { return work.await };
         let end = deadline.instant().checked_sub(EARLIER).unwrap_or_else(Instant::now);
         tokio::time::timeout_at(end.into(), work).await.unwrap_or_else(|_| {
             let pictures = u32::try_from(self.plan.seeds.len()).unwrap_or(u32::MAX);

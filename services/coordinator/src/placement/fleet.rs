@@ -15,8 +15,12 @@ use std::{
 use tokio::{
     sync::watch,
     task::{AbortHandle, JoinSet},
+    time::timeout,
 };
 use tracing::{info, warn};
+
+/// Beyond so many that take work, two of them are compared in place of all.
+const LARGE_FLEET: usize = 16;
 
 /// The replicas of a stage, followed in the background until this is dropped.
 #[derive(Debug)]
@@ -56,11 +60,25 @@ impl Fleet {
         self.shared.status.subscribe()
     }
 
-    /// Gives `work` to the ready replica with the least outstanding that is not one of `tried`; `None` where there is
-    /// none. Among equals they take turns.
+    /// Gives `work` to the ready replica that will be done with it first, of those that are not in `avoided`; `None` where
+    /// there is none. Among equals they take turns. In a large fleet the better of two random ones is nearly as good, and
+    /// found at once (Mitzenmacher 2001).
     #[must_use]
-    pub fn pick(&self, work: u64, tried: &[Arc<Replica>]) -> Option<Lease> {
-        self.shared.pick(work, tried)
+    pub fn pick(&self, work: u64, avoided: &[Arc<Replica>]) -> Option<Lease> {
+        self.shared.pick(work, avoided)
+    }
+
+    /// Gives `replica` no work until it has answered anew, because `reason`.
+    pub fn eject(&self, replica: &Replica, reason: &str) {
+        if self.shared.down(replica, reason) {
+            replica.eject();
+        }
+    }
+
+    /// Waits for a replica that takes work, or for `limit`, whichever comes first.
+    pub async fn wait(&self, limit: Duration) {
+        let mut status = self.status();
+        let _ = timeout(limit, status.wait_for(|status| status.ready > 0)).await;
     }
 }
 
@@ -109,21 +127,35 @@ impl Shared {
         self.stage
     }
 
-    fn pick(&self, work: u64, tried: &[Arc<Replica>]) -> Option<Lease> {
+    fn pick(&self, work: u64, avoided: &[Arc<Replica>]) -> Option<Lease> {
         let mut members = self.lock();
-        let (turn, count) = (members.turn, members.list.len());
         let adopted = members.adopted.clone()?;
-        let (index, replica) = members
-            .list
+        let takes_work = |m: &Member| {
+            m.up.as_ref().is_some_and(|info| info.computes_as(&adopted))
+                && !avoided.iter().any(|avoided| Arc::ptr_eq(avoided, &m.replica))
+        };
+        let count = members.list.len();
+        let mut places: Vec<usize> = (0..count).filter(|i| takes_work(&members.list[*i])).collect();
+        if places.len() > LARGE_FLEET {
+            let two = rand::seq::index::sample(&mut rand::rng(), places.len(), 2);
+            places = two.into_iter().map(|i| places[i]).collect();
+        }
+        let usual = mean_speed(&members.list);
+        let turn = members.turn;
+        let order = |i: &usize| {
+            let replica = &members.list[*i].replica;
+            #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+            let seconds = (replica.outstanding() + work) as f64 / replica.speed().or(usual).unwrap_or(1.0);
+            (seconds, (i + count - turn % count) % count)
+        };
+        let (index, _) = places
             .iter()
-            .enumerate()
-            .filter(|(_, m)| m.up.as_ref().is_some_and(|info| info.computes_as(&adopted)))
-            .filter(|(_, m)| !tried.iter().any(|t| Arc::ptr_eq(t, &m.replica)))
-            .min_by_key(|(i, m)| (m.replica.outstanding(), (i + count - turn % count) % count))
-            .map(|(i, m)| (i, Arc::clone(&m.replica)))?;
+            .map(|i| (*i, order(i)))
+            .min_by(|(_, a), (_, b)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))?;
+        let replica = Arc::clone(&members.list[index].replica);
         members.turn = index + 1;
         // Counted before the lock is let go, so that two requests never both see the same one idle.
-        Some(Lease::new(replica, work))
+        Some(Lease::new(replica, adopted.revision.as_str().into(), work))
     }
 
     /// The replica is healthy and says this of itself.
@@ -136,13 +168,16 @@ impl Shared {
         });
     }
 
-    /// The replica cannot be reached or takes no work.
-    pub(super) fn down(&self, replica: &Replica, reason: &str) {
+    /// The replica cannot be reached or takes no work; whether it did until now.
+    pub(super) fn down(&self, replica: &Replica, reason: &str) -> bool {
+        let mut was_up = false;
         self.change(replica, |member, stage| {
-            if member.up.take().is_some() {
+            was_up = member.up.take().is_some();
+            if was_up {
                 info!(%stage, replica = %replica.address(), "replica is gone: {reason}");
             }
         });
+        was_up
     }
 
     /// The replica is healthy, but not one of this stage.
@@ -209,6 +244,13 @@ impl Shared {
         // Nothing that holds it can leave the members half changed.
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a replica is thought to do that has not been seen at work.
+fn mean_speed(members: &[Member]) -> Option<f64> {
+    let speeds: Vec<f64> = members.iter().filter_map(|m| m.replica.speed()).collect();
+    #[expect(clippy::cast_precision_loss, reason = "a count")]
+    (!speeds.is_empty()).then(|| speeds.iter().sum::<f64>() / speeds.len() as f64)
 }
 
 /// Keeps one probe running for each address of the source.

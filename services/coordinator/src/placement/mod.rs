@@ -14,6 +14,11 @@ pub use source::{Address, Source};
 
 use crate::config::Config;
 use sdxl_core::StageKind;
+use std::time::Duration;
+use tower::retry::budget::TpsBudget;
+
+/// How long retries count, for the budget of those to come.
+const RETRIES_REMEMBERED: Duration = Duration::from_secs(10);
 
 /// The fleets of all stages.
 #[derive(Debug)]
@@ -26,6 +31,8 @@ pub struct Fleets {
     pub refiner: Option<Fleet>,
     /// Latents to pictures.
     pub vae: Fleet,
+    /// How much of the work may be repeated, over all requests: an outage must not be made worse by them.
+    pub retries: TpsBudget,
 }
 
 impl Fleets {
@@ -38,6 +45,7 @@ impl Fleets {
             base_unet: fleet(StageKind::BaseUnet, &config.base_unet),
             refiner: config.refiner.as_ref().map(|source| fleet(StageKind::Refiner, source)),
             vae: fleet(StageKind::Vae, &config.vae),
+            retries: TpsBudget::new(RETRIES_REMEMBERED, config.retries_per_second, config.retry_ratio),
         }
     }
 

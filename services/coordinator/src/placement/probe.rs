@@ -5,7 +5,11 @@ use sdxl_proto::{
     MAX_MESSAGE_BYTES,
     v1::{GetStageRequest, stage_service_client::StageServiceClient},
 };
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 use tonic_health::pb::{
@@ -15,14 +19,24 @@ use tracing::debug;
 
 /// For an answer that a living server gives at once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Who was followed for so long without a break is asked again at once, should one come.
+const STABLE: Duration = Duration::from_secs(2);
 
 /// Watches `replica` until it is aborted: connects, with growing pauses while that fails, and passes on what it says of
 /// its health and of itself.
 pub(super) async fn run(shared: Arc<Shared>, replica: Arc<Replica>) {
     let mut pause = Pause::new();
     loop {
-        let end = watch(&shared, &replica, &mut pause).await;
+        let started = Instant::now();
+        let end = tokio::select! {
+            end = watch(&shared, &replica) => end,
+            // Whoever ejects it has said why.
+            () = replica.ejected() => Status::unavailable("it was ejected"),
+        };
         shared.down(&replica, end.message());
+        if started.elapsed() > STABLE {
+            pause.reset();
+        }
         let pause = pause.next();
         debug!(stage = %shared.stage(), replica = %replica.address(), "not reached, again in {pause:?}: {end}");
         sleep(pause).await;
@@ -30,14 +44,14 @@ pub(super) async fn run(shared: Arc<Shared>, replica: Arc<Replica>) {
 }
 
 /// One health watch, until it breaks; says why it did.
-async fn watch(shared: &Shared, replica: &Replica, pause: &mut Pause) -> Status {
-    match try_watch(shared, replica, pause).await {
+async fn watch(shared: &Shared, replica: &Replica) -> Status {
+    match try_watch(shared, replica).await {
         Ok(()) => Status::unavailable("it ended the health watch"),
         Err(status) => status,
     }
 }
 
-async fn try_watch(shared: &Shared, replica: &Replica, pause: &mut Pause) -> Result<(), Status> {
+async fn try_watch(shared: &Shared, replica: &Replica) -> Result<(), Status> {
     let mut health = HealthClient::new(replica.channel());
     // The empty name stands for the server as a whole.
     let request = HealthCheckRequest { service: String::new() };
@@ -49,7 +63,6 @@ async fn try_watch(shared: &Shared, replica: &Replica, pause: &mut Pause) -> Res
                 Ok(info) => shared.up(replica, info),
                 Err(complaint) => shared.refuse(replica, complaint),
             }
-            pause.reset();
         } else {
             shared.down(replica, "it says that it is not serving");
         }

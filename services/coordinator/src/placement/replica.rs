@@ -1,13 +1,14 @@
-//! One replica, and the work that was given to it.
+//! One replica, the work that was given to it, and how fast it does it.
 
 use super::source::Address;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+use tokio::sync::Notify;
 use tonic::transport::{Channel, Endpoint};
 
 /// Between two HTTP/2 pings, and for how long an answer is waited for, before a silent peer counts as dead. A process
@@ -17,6 +18,11 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Embeddings and latents of one request fit into a stream's window, so that they need no second round trip.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Weight of a new time in the running means of those before it.
+const NEWEST: f64 = 0.1;
+/// A replica hangs that has not ended a step within so many times its usual step, or this, if that is more.
+const HANGING_STEPS: f64 = 8.0;
+const SHORTEST_HANG: Duration = Duration::from_secs(2);
 
 /// A replica of a stage.
 #[derive(Debug)]
@@ -24,6 +30,19 @@ pub struct Replica {
     address: Address,
     channel: Channel,
     outstanding: AtomicU64,
+    pace: Mutex<Pace>,
+    ejected: Notify,
+}
+
+/// What was seen of a replica at work.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// When it last told of a step or an end.
+    heard: Instant,
+    /// Seconds of a step of its device, or of a whole job of a stage without steps.
+    step: Option<f64>,
+    /// Work a second, in the stage's own unit.
+    speed: Option<f64>,
 }
 
 impl Replica {
@@ -41,7 +60,14 @@ impl Replica {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .connect_lazy();
-        Ok(Self { address, channel, outstanding: AtomicU64::new(0) })
+        let pace = Pace { heard: Instant::now(), step: None, speed: None };
+        Ok(Self {
+            address,
+            channel,
+            outstanding: AtomicU64::new(0),
+            pace: Mutex::new(pace),
+            ejected: Notify::new(),
+        })
     }
 
     /// Where it listens.
@@ -61,19 +87,79 @@ impl Replica {
     pub fn outstanding(&self) -> u64 {
         self.outstanding.load(Ordering::Relaxed)
     }
+
+    /// It has told of something just now.
+    pub fn heard(&self) {
+        self.pace().heard = Instant::now();
+    }
+
+    /// Its device has done `work` in a step of `time`, for whomever.
+    pub fn stepped(&self, work: u64, time: Duration) {
+        let seconds = time.as_secs_f64();
+        let mut pace = self.pace();
+        pace.heard = Instant::now();
+        if seconds > 0.0 {
+            let mean = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| old + NEWEST * (new - old)));
+            pace.step = mean(pace.step, seconds);
+            #[expect(clippy::cast_precision_loss, reason = "a mean of many")]
+            let speed = work as f64 / seconds;
+            pace.speed = mean(pace.speed, speed);
+        }
+    }
+
+    /// When it last told of anything.
+    #[must_use]
+    pub fn last_heard(&self) -> Instant {
+        self.pace().heard
+    }
+
+    /// Work a second, once it was seen at work.
+    #[must_use]
+    pub fn speed(&self) -> Option<f64> {
+        self.pace().speed
+    }
+
+    /// How long its device may go without ending a step before it counts as hanging; `None` before it was seen at work.
+    #[must_use]
+    pub fn longest_step(&self) -> Option<Duration> {
+        let step = self.pace().step?;
+        Some(Duration::try_from_secs_f64(HANGING_STEPS * step).ok()?.max(SHORTEST_HANG))
+    }
+
+    /// Asks whoever follows its health to begin anew: what it said last is no longer believed.
+    pub(super) fn eject(&self) {
+        self.ejected.notify_one();
+    }
+
+    /// Waits until it is ejected.
+    pub(super) async fn ejected(&self) {
+        self.ejected.notified().await;
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        // Nothing that holds it can leave it half changed.
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A unit of work on a replica, counted as outstanding until it is done or dropped.
 #[derive(Debug)]
 pub struct Lease {
     replica: Arc<Replica>,
+    revision: Arc<str>,
     left: u64,
 }
 
 impl Lease {
-    pub(super) fn new(replica: Arc<Replica>, work: u64) -> Self {
+    pub(super) fn new(replica: Arc<Replica>, revision: Arc<str>, work: u64) -> Self {
         replica.outstanding.fetch_add(work, Ordering::Relaxed);
-        Self { replica, left: work }
+        Self { replica, revision, left: work }
+    }
+
+    /// Of the model that the replica serves.
+    #[must_use]
+    pub fn revision(&self) -> &str {
+        &self.revision
     }
 
     /// The replica.
@@ -101,10 +187,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_replica_is_known_by_its_steps() {
+        let replica = Replica::new("127.0.0.1:1".parse().unwrap(), Duration::from_secs(1)).unwrap();
+        assert_eq!((replica.speed(), replica.longest_step()), (None, None));
+        replica.stepped(100, Duration::from_secs(1));
+        assert_eq!((replica.speed(), replica.longest_step()), (Some(100.0), Some(Duration::from_secs(8))));
+        // A step without a time says nothing.
+        replica.stepped(100, Duration::ZERO);
+        assert_eq!(replica.speed(), Some(100.0));
+        for _ in 0..200 {
+            replica.stepped(1, Duration::from_millis(10));
+        }
+        assert_eq!(replica.longest_step(), Some(SHORTEST_HANG));
+    }
+
+    #[tokio::test]
     async fn work_is_outstanding_until_it_is_done_or_dropped() {
         let replica = Arc::new(Replica::new("127.0.0.1:1".parse().unwrap(), Duration::from_secs(1)).unwrap());
-        let mut lease = Lease::new(Arc::clone(&replica), 10);
-        let other = Lease::new(Arc::clone(&replica), 5);
+        let mut lease = Lease::new(Arc::clone(&replica), "r".into(), 10);
+        let other = Lease::new(Arc::clone(&replica), "r".into(), 5);
         assert_eq!(replica.outstanding(), 15);
         lease.done(4);
         assert_eq!(replica.outstanding(), 11);

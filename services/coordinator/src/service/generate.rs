@@ -13,11 +13,12 @@ use sdxl_proto::{
     status::status,
     v1::{self, generate_stream_response::Event, image_generation_service_server::ImageGenerationService},
 };
-use sdxl_runtime::{Deadline, propagation};
+use sdxl_runtime::{Deadline, Terms, propagation};
 use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -35,25 +36,35 @@ pub(crate) struct Generation {
     fleets: Arc<Fleets>,
     model: watch::Receiver<ModelState>,
     slots: Arc<Semaphore>,
-    max_requests: usize,
+    settings: Settings,
+}
+
+/// How requests are served.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    /// At the same time.
+    pub(crate) max_requests: usize,
+    /// Steps from one checkpoint to the next.
+    pub(crate) checkpoint_interval: u32,
+    /// How long work that was begun waits where no replica takes it.
+    pub(crate) patience: Duration,
 }
 
 impl Generation {
-    pub(crate) fn new(fleets: Arc<Fleets>, model: watch::Receiver<ModelState>, max_requests: usize) -> Self {
+    pub(crate) fn new(fleets: Arc<Fleets>, model: watch::Receiver<ModelState>, settings: Settings) -> Self {
         // A semaphore that counts further panics.
-        let max_requests = max_requests.min(Semaphore::MAX_PERMITS);
-        Self { fleets, model, slots: Arc::new(Semaphore::new(max_requests)), max_requests }
+        let slots = Semaphore::new(settings.max_requests.min(Semaphore::MAX_PERMITS));
+        Self { fleets, model, slots: Arc::new(slots), settings }
     }
 
     /// Makes a plan of the request, or says in its log line why there is none.
     fn accept(&self, request: Request<v1::GenerateRequest>) -> Result<Accepted, GenerateError> {
-        let deadline = Deadline::from_metadata(request.metadata());
-        let mut record = Record::start(deadline);
-        match self.plan(request.into_inner()) {
-            Ok((plan, cluster, slot)) => {
+        let mut record = Record::start(Deadline::from_metadata(request.metadata()));
+        match self.plan(request) {
+            Ok((plan, terms, cluster, slot)) => {
                 record.planned(&plan);
-                let fleets = Arc::clone(&self.fleets);
-                Ok(Accepted { fleets, cluster, plan, deadline, record, _slot: slot })
+                let (fleets, settings) = (Arc::clone(&self.fleets), self.settings);
+                Ok(Accepted { fleets, settings, cluster, plan, terms, record, _slot: slot })
             }
             Err(error) => {
                 record.failed(&error);
@@ -64,16 +75,20 @@ impl Generation {
 
     fn plan(
         &self,
-        request: v1::GenerateRequest,
-    ) -> Result<(Plan, Arc<Cluster>, OwnedSemaphorePermit), GenerateError> {
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<(Plan, Terms, Arc<Cluster>, OwnedSemaphorePermit), GenerateError> {
         let slot = Arc::clone(&self.slots)
             .try_acquire_owned()
-            .map_err(|_| GenerateError::TooManyRequests(self.max_requests))?;
+            .map_err(|_| GenerateError::TooManyRequests(self.settings.max_requests))?;
         let cluster = known(&self.model)?;
         let mut violations = Violations::default();
-        let request = convert::generate_request(request, &mut violations);
+        let terms = Terms::from_metadata(request.metadata()).unwrap_or_else(|wrong| {
+            violations.push(&wrong.field, wrong.description);
+            Terms::default()
+        });
+        let request = convert::generate_request(request.into_inner(), &mut violations);
         let plan = Plan::new(&request, &cluster.info, violations, rand::random)?;
-        Ok((plan, cluster, slot))
+        Ok((plan, Terms { priority: request.priority, ..terms }, cluster, slot))
     }
 }
 
@@ -83,7 +98,8 @@ struct Accepted {
     fleets: Arc<Fleets>,
     cluster: Arc<Cluster>,
     plan: Plan,
-    deadline: Option<Deadline>,
+    terms: Terms,
+    settings: Settings,
     record: Record,
     _slot: OwnedSemaphorePermit,
 }
@@ -95,7 +111,9 @@ impl Accepted {
             fleets: &self.fleets,
             model: &self.cluster.info,
             plan: &self.plan,
-            deadline: self.deadline,
+            terms: &self.terms,
+            checkpoint_interval: self.settings.checkpoint_interval,
+            patience: self.settings.patience,
             events,
         };
         let outcome = pipeline.run().await.inspect_err(|error| self.record.failed(error))?;

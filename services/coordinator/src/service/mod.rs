@@ -4,7 +4,7 @@ mod generate;
 mod model;
 mod record;
 
-pub(crate) use generate::Generation;
+pub(crate) use generate::{Generation, Settings};
 pub(crate) use model::Model;
 
 use crate::{

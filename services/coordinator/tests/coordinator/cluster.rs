@@ -33,6 +33,8 @@ pub(crate) struct Layout {
     pub refiner: Vec<Script>,
     pub vae: Vec<Script>,
     pub max_requests: usize,
+    pub patience: Duration,
+    pub retries_per_second: u32,
 }
 
 impl Default for Layout {
@@ -44,6 +46,8 @@ impl Default for Layout {
             refiner: Vec::new(),
             vae: vec![Script::new(StageKind::Vae)],
             max_requests: 64,
+            patience: Duration::ZERO,
+            retries_per_second: 10,
         }
     }
 }
@@ -94,6 +98,10 @@ impl Cluster {
             vae: source(&vae),
             connect_timeout: Duration::from_secs(1),
             max_requests: layout.max_requests,
+            checkpoint_interval: 2,
+            patience: layout.patience,
+            retries_per_second: layout.retries_per_second,
+            retry_ratio: 0.0,
             drain_timeout: Duration::from_secs(10),
         };
         let shutdown = Shutdown::new();

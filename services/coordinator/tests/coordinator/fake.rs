@@ -47,6 +47,17 @@ pub(crate) enum Reply<'a> {
     Decode(&'a mut DecodeResponse),
 }
 
+/// What befalls a denoising run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Nothing is heard of it any more, and the stage says that its device has ended no step for a minute.
+    Hang,
+    /// It ends with UNAVAILABLE, after a checkpoint.
+    HandOver,
+    /// It ends with UNAVAILABLE.
+    Stop,
+}
+
 /// How a fake behaves.
 #[derive(Clone)]
 pub(crate) struct Script {
@@ -55,6 +66,8 @@ pub(crate) struct Script {
     pub refuse: Option<Status>,
     /// Of a denoising step, or of a whole job of another stage.
     pub step_time: Duration,
+    /// What befalls a denoising run after so many steps.
+    pub fate: Option<(u32, Fate)>,
     pub spoil: fn(Reply<'_>),
 }
 
@@ -68,11 +81,15 @@ impl Script {
             dtype: v1::DType::F32.into(),
             details: Some(details(stage)),
         };
-        Self { info, refuse: None, step_time: Duration::ZERO, spoil: |_| {} }
+        Self { info, refuse: None, step_time: Duration::ZERO, fate: None, spoil: |_| {} }
     }
 
     pub(crate) fn step_time(self, step_time: Duration) -> Self {
         Self { step_time, ..self }
+    }
+
+    pub(crate) fn fate(self, steps: u32, fate: Fate) -> Self {
+        Self { fate: Some((steps, fate)), ..self }
     }
 
     pub(crate) fn refuse(self, status: Status) -> Self {
@@ -263,6 +280,15 @@ impl StageService for Stage {
     async fn get_stage(&self, _: Request<GetStageRequest>) -> Result<Response<GetStageResponse>, Status> {
         Ok(Response::new(self.script.info.clone()))
     }
+
+    async fn get_load(
+        &self,
+        _: Request<v1::GetLoadRequest>,
+    ) -> Result<Response<v1::GetLoadResponse>, Status> {
+        let hangs = matches!(self.script.fate, Some((_, Fate::Hang)));
+        let since_progress = if hangs { time(60_000) } else { time(1) };
+        Ok(Response::new(v1::GetLoadResponse { queued: 0, active: 1, since_progress }))
+    }
 }
 
 #[tonic::async_trait]
@@ -326,23 +352,53 @@ async fn steps(
     let send = async |event| {
         let _ = sender.send(Ok(DenoiseResponse { event: Some(event) })).await;
     };
+    let checkpoint = |step| {
+        Event::Checkpoint(v1::DenoiseCheckpoint {
+            revision: script.info.revision.clone(),
+            step,
+            latents: Some(latents(request, u8::try_from(step).unwrap())),
+            sampler_history: Vec::new(),
+        })
+    };
     send(Event::Started(v1::DenoiseStarted { queue_time: time(1) })).await;
-    for step in request.begin_step..request.end_step {
+    let first = match &request.start {
+        Some(v1::denoise_request::Start::Checkpoint(checkpoint)) => checkpoint.step,
+        _ => request.begin_step,
+    };
+    for step in first..request.end_step {
         sleep(script.step_time).await;
+        match script.fate {
+            Some((steps, Fate::Hang)) if steps == step - first => std::future::pending().await,
+            Some((steps, fate)) if steps == step - first => {
+                if fate == Fate::HandOver {
+                    send(checkpoint(step)).await;
+                }
+                let _ = sender.send(Err(Status::unavailable("this stage is shutting down"))).await;
+                return;
+            }
+            _ => {}
+        }
         send(Event::Progress(v1::DenoiseProgress {
             step,
             timestep: 1.0,
-            step_time: time(1),
+            step_time: Some(convert::duration(script.step_time.max(Duration::from_millis(1)))),
             batch_evaluations: 1,
         }))
         .await;
+        let interval = request.checkpoint_interval;
+        if interval > 0 && (step + 1).is_multiple_of(interval) && step + 1 < request.end_step {
+            send(checkpoint(step + 1)).await;
+        }
     }
-    let size = request.size.unwrap();
-    let fill = u8::try_from(script.info.stage).unwrap();
-    let latents = Some(tensor(&[4, size.height / 8, size.width / 8], fill));
+    let latents = Some(latents(request, u8::try_from(script.info.stage).unwrap()));
     let mut result = DenoiseResult { latents, queue_time: time(1), run_time: time(5) };
     (script.spoil)(Reply::Denoise(&mut result));
     send(Event::Result(result)).await;
+}
+
+fn latents(request: &DenoiseRequest, fill: u8) -> v1::Tensor {
+    let size = request.size.unwrap();
+    tensor(&[4, size.height / 8, size.width / 8], fill)
 }
 
 #[tonic::async_trait]

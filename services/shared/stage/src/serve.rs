@@ -173,7 +173,8 @@ async fn serve<E: Engine>(
 ) -> anyhow::Result<()> {
     let (health, shutdown) = (server.health.clone(), server.shutdown.clone());
     let drain_timeout = server.drain_timeout;
-    let routes = service.routes.add_service(StageServiceServer::new(StageInfoGrpc::new(info.clone())));
+    let routes =
+        service.routes.add_service(StageServiceServer::new(StageInfoGrpc::new(info.clone(), worker.load())));
     let mut serving = Box::pin(server::serve(server, routes));
 
     let started = Instant::now();

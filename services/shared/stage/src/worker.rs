@@ -87,6 +87,8 @@ pub struct Load {
     pub queued: usize,
     /// Runs being worked on.
     pub active: usize,
+    /// When the device last ended a piece of work, or began to have any.
+    pub progress: Instant,
 }
 
 /// The async side's hold on a worker. Clones speak to the same one.
@@ -384,6 +386,7 @@ impl<E: Engine> Worker<E> {
         let engine = &mut self.engine;
         let mut runs: Vec<_> = batch.iter_mut().map(|active| &mut active.run).collect();
         let (results, time) = timed(|| engine.advance(&mut runs))?;
+        self.queue.progressed();
         let evaluations = batch.iter().map(|active| active.work.evaluations).sum();
         if let Some(first) = batch.first().filter(|_| results.iter().all(Result::is_ok)) {
             self.times.observe(first.work.size, evaluations, time);

@@ -296,6 +296,21 @@ async fn a_caller_that_hangs_up_frees_the_device_within_one_step() {
 }
 
 #[tokio::test]
+async fn a_stage_tells_its_load_while_its_device_is_busy() {
+    let stage = start().await;
+    let mut client = StageServiceClient::new(stage.channel.clone());
+    let idle = client.get_load(v1::GetLoadRequest {}).await.unwrap().into_inner();
+    assert_eq!(idle, v1::GetLoadResponse::default());
+    let mut running = stage.denoise(1000).await.unwrap();
+    until_progress(&mut running).await;
+    let _waiting = stage.denoise(1).await.unwrap();
+    let load = client.get_load(v1::GetLoadRequest {}).await.unwrap().into_inner();
+    assert_eq!((load.queued, load.active), (1, 1));
+    let since: Duration = load.since_progress.unwrap().try_into().unwrap();
+    assert!(since < SOON, "{since:?}");
+}
+
+#[tokio::test]
 async fn the_deadline_is_kept_in_the_middle_of_a_stream() {
     let stage = start().await;
     let mut request = Request::new(request(1000));

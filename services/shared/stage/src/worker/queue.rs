@@ -54,7 +54,12 @@ impl<E: Engine> Queue<E> {
     pub(super) fn new(depth: usize) -> Self {
         Self {
             depth,
-            load: watch::Sender::new(Load { phase: Phase::Loading, queued: 0, active: 0 }),
+            load: watch::Sender::new(Load {
+                phase: Phase::Loading,
+                queued: 0,
+                active: 0,
+                progress: Instant::now(),
+            }),
             waiting: Mutex::new(Waiting { jobs: VecDeque::new(), end: None }),
             changed: Condvar::new(),
         }
@@ -99,7 +104,12 @@ impl<E: Engine> Queue<E> {
             .filter(|(_, job)| room || busy(job) == 0)
             .min_by_key(|(_, job)| (busy(job), job.order()))?;
         let job = jobs.remove(place)?;
-        self.load.send_modify(|load| (load.queued, load.active) = (jobs.len(), load.active + 1));
+        self.load.send_modify(|load| {
+            if load.active == 0 {
+                load.progress = Instant::now();
+            }
+            (load.queued, load.active) = (jobs.len(), load.active + 1);
+        });
         Some(job)
     }
 
@@ -140,6 +150,14 @@ impl<E: Engine> Queue<E> {
         self.load.send_if_modified(|load| std::mem::replace(&mut load.active, active) != active);
     }
 
+    /// The device has done a piece of work. Nobody is woken for it.
+    pub(super) fn progressed(&self) {
+        self.load.send_if_modified(|load| {
+            load.progress = Instant::now();
+            false
+        });
+    }
+
     pub(super) fn ready(&self) {
         let _waiting = self.lock();
         if self.phase() == Phase::Loading {
@@ -167,7 +185,9 @@ impl<E: Engine> Queue<E> {
         for job in jobs.drain(..) {
             let _ = job.events.send(Err(StageError::Stopped));
         }
-        self.load.send_modify(|load| *load = Load { phase: Phase::Failed, queued: 0, active: 0 });
+        self.load.send_modify(|load| {
+            *load = Load { phase: Phase::Failed, queued: 0, active: 0, progress: load.progress }
+        });
     }
 
     fn phase(&self) -> Phase {
