@@ -1,6 +1,6 @@
 //! The command line as a whole; each subcommand's arguments are beside its code.
 
-use crate::{generate::GenerateArgs, model::ModelArgs, terminal::TerminalArgs, up::UpArgs};
+use crate::{bench::BenchArgs, generate::GenerateArgs, model::ModelArgs, terminal::TerminalArgs, up::UpArgs};
 use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -9,11 +9,12 @@ Examples:
   sdxl up --base ~/stable-diffusion-xl-base-1.0 --replicas base-unet=2
   sdxl generate \"a photo of a cat\"           a picture from the cluster here
   sdxl generate \"a photo of a cat\" --steps 30 --seed 7 -o cat.png
+  sdxl bench --rate 2 --duration 120         what a cluster makes of two requests a second
   sdxl model                                 what a cluster serves
 
 Each flag has an environment variable, which its help names.";
 
-/// SDXL as a cluster: starts one on this machine, and makes pictures with any.
+/// SDXL as a cluster: starts one on this machine, makes pictures with any, and measures any.
 #[derive(Debug, Parser)]
 #[command(name = "sdxl", version, after_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Up(Box<UpArgs>),
     /// Make pictures of a prompt with a running cluster
     Generate(Box<GenerateArgs>),
+    /// Measure a running cluster under a load of requests
+    Bench(Box<BenchArgs>),
     /// Tell what a running cluster serves
     Model(ModelArgs),
 }

@@ -3,8 +3,8 @@
 use crate::{failure::Failure, generate::flag_of};
 use anyhow::anyhow;
 use clap::Args;
-use sdxl_core::ErrorClass;
-use sdxl_proto::status::class_of;
+use sdxl_core::{ErrorClass, FieldViolation, Priority, Tenant};
+use sdxl_proto::{status::class_of, v1};
 use std::time::Duration;
 use tonic::{
     Status,
@@ -28,6 +28,27 @@ pub(crate) struct EndpointArgs {
         value_parser = url
     )]
     pub(crate) endpoint: String,
+}
+
+/// On whose behalf it is asked.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TenantArgs {
+    /// On whose behalf the request is made; tenants share a busy cluster in equal parts
+    #[arg(long, env = "SDXL_TENANT", value_name = "NAME", value_parser = tenant)]
+    pub(crate) tenant: Option<Tenant>,
+}
+
+/// A tenant's name.
+pub(crate) fn tenant(text: &str) -> Result<Tenant, String> {
+    text.parse().map_err(|violation: FieldViolation| violation.description)
+}
+
+/// A priority as requests have it.
+pub(crate) fn wire_priority(priority: Priority) -> v1::Priority {
+    match priority {
+        Priority::Interactive => v1::Priority::Interactive,
+        Priority::Batch => v1::Priority::Batch,
+    }
 }
 
 /// An address with or without `http://`.
@@ -104,7 +125,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sdxl_core::{FieldViolation, PlanError};
+    use sdxl_core::PlanError;
 
     fn endpoint() -> EndpointArgs {
         EndpointArgs { endpoint: "http://127.0.0.1:1".to_owned() }

@@ -1,6 +1,7 @@
 //! `sdxl`: a whole cluster on one machine, and a client of any cluster.
 
 mod args;
+mod bench;
 mod connection;
 mod console;
 mod failure;
@@ -20,6 +21,7 @@ async fn main() -> ExitCode {
     let ended = match cli.command {
         Command::Up(args) => up::run(*args, &cli.terminal).await,
         Command::Generate(args) => generate::run(*args, &cli.terminal).await,
+        Command::Bench(args) => bench::run(*args).await,
         Command::Model(args) => model::run(&args).await,
     };
     match ended {

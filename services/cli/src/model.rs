@@ -43,7 +43,11 @@ pub(crate) async fn list_sizes(endpoint: &EndpointArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn get_model(endpoint: &EndpointArgs) -> Result<GetModelResponse, Failure> {
+/// What the cluster serves.
+///
+/// # Errors
+/// [`Failure`] where it cannot be reached or is not ready.
+pub(crate) async fn get_model(endpoint: &EndpointArgs) -> Result<GetModelResponse, Failure> {
     let mut client = ModelServiceClient::new(endpoint.connect().await?);
     let answer = client.get_model(GetModelRequest {}).await;
     answer.map(tonic::Response::into_inner).map_err(|status| endpoint.explain(&status))

@@ -1,10 +1,14 @@
 //! `sdxl generate`'s flags, one for each field of the request, and which flag a field has.
 
-use super::parse::{crop, image_format, scheduler_kind, size, timestep_spacing};
-use crate::{connection::EndpointArgs, preview::Preview};
+use super::parse::{crop, image_format, priority, scheduler_kind, size, timestep_spacing};
+use crate::{
+    connection::{EndpointArgs, TenantArgs, wire_priority},
+    preview::Preview,
+};
 use clap::Args;
-use sdxl_core::{CropCoords, ImageFormat, SchedulerKind, Size, TimestepSpacing};
+use sdxl_core::{CropCoords, ImageFormat, Priority, SchedulerKind, Size, TimestepSpacing};
 use sdxl_proto::v1;
+use sdxl_runtime::terms;
 use std::{path::PathBuf, time::Duration};
 
 const EXAMPLES: &str = "\
@@ -29,6 +33,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) endpoint: EndpointArgs,
+    #[command(flatten)]
+    pub(crate) tenant: TenantArgs,
 
     /// Give up after this time
     #[arg(long, env = "SDXL_TIMEOUT", value_name = "SECONDS", value_parser = sdxl_runtime::args::seconds)]
@@ -115,6 +121,10 @@ pub(crate) struct RequestArgs {
     /// Seed of the first picture, as torch.Generator("cpu") takes it [default: drawn, and printed]
     #[arg(long, env = "SDXL_SEED", value_name = "N")]
     pub(crate) seed: Option<u64>,
+
+    /// How much it hurries on a busy cluster, within its tenant [default: interactive]
+    #[arg(long, env = "SDXL_PRIORITY", value_name = "NAME", value_parser = priority())]
+    pub(crate) priority: Option<Priority>,
 
     /// Layers left out at the end of the text encoders
     #[arg(long, env = "SDXL_CLIP_SKIP", value_name = "N")]
@@ -253,7 +263,7 @@ impl GenerateArgs {
             refiner: request.refiner.message(),
             image_format: v1::ImageFormat::from(image_format).into(),
             quality: self.output.quality.unwrap_or_default(),
-            priority: v1::Priority::Unspecified.into(),
+            priority: request.priority.map_or(v1::Priority::Unspecified, wire_priority).into(),
         }
     }
 }
@@ -292,6 +302,7 @@ pub(crate) fn flag_of(field: &str) -> String {
         "refiner.strength" => "--refiner-strength".to_owned(),
         "refiner.num_inference_steps" => "--refiner-steps".to_owned(),
         "scheduler.kind" => "--scheduler".to_owned(),
+        terms::TENANT => "--tenant".to_owned(),
         _ => {
             let (parent, child) = field.split_once('.').unwrap_or((field, ""));
             let name =

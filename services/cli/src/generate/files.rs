@@ -128,7 +128,11 @@ fn format_of_ending(ending: &str) -> Option<ImageFormat> {
     }
 }
 
-fn replace(path: &Path, data: &[u8]) -> anyhow::Result<()> {
+/// Writes a file whole or not at all, in place of what was there.
+///
+/// # Errors
+/// Where the file system refuses; nothing is left behind then.
+pub(crate) fn replace(path: &Path, data: &[u8]) -> anyhow::Result<()> {
     // A device or a pipe is written to; it must not become a file.
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         return Ok(fs::write(path, data)?);

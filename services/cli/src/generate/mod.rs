@@ -11,6 +11,8 @@ mod stream_tests;
 mod tests;
 
 pub(crate) use args::{GenerateArgs, flag_of};
+pub(crate) use files::replace;
+pub(crate) use parse::size;
 
 use crate::{
     connection::EndpointArgs,
@@ -31,7 +33,7 @@ use sdxl_proto::{
         image_generation_service_client::ImageGenerationServiceClient,
     },
 };
-use sdxl_runtime::Deadline;
+use sdxl_runtime::{Deadline, Terms};
 use std::{
     future,
     io::{self, IsTerminal},
@@ -55,7 +57,11 @@ pub(crate) async fn run(args: GenerateArgs, terminal: &TerminalArgs) -> Result<(
     let work = Work {
         request: args.request(target.format),
         endpoint: &args.endpoint,
-        deadline: args.timeout.and_then(Deadline::after),
+        terms: Terms {
+            deadline: args.timeout.and_then(Deadline::after),
+            tenant: args.tenant.tenant.clone().unwrap_or_default(),
+            ..Terms::default() // the priority is the request's own
+        },
         preview: protocol(&args, terminal),
         json: args.output.json,
         target,
@@ -78,7 +84,7 @@ fn protocol(args: &GenerateArgs, terminal: &TerminalArgs) -> Option<Protocol> {
 struct Work<'a> {
     request: GenerateRequest,
     endpoint: &'a EndpointArgs,
-    deadline: Option<Deadline>,
+    terms: Terms,
     preview: Option<Protocol>,
     json: bool,
     target: Target,
@@ -91,7 +97,7 @@ impl Work<'_> {
         let mut report = Report::default();
         let ended = tokio::select! {
             ended = self.stream(&mut progress, &mut report, started) => ended,
-            () = long_after(self.deadline) => {
+            () = long_after(self.terms.deadline) => {
                 Err(self.endpoint.explain(&Status::deadline_exceeded("the cluster did not answer in time")))
             }
         };
@@ -120,9 +126,7 @@ impl Work<'_> {
         let mut client =
             ImageGenerationServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let mut request = Request::new(self.request.clone());
-        if let Some(deadline) = self.deadline {
-            deadline.apply(&mut request);
-        }
+        self.terms.apply(&mut request);
         let answer = client.generate_stream(request).await;
         let mut events = answer.map_err(|status| self.failure(&status))?.into_inner();
         while let Some(response) = events.message().await.map_err(|status| self.failure(&status))? {
@@ -145,7 +149,7 @@ impl Work<'_> {
 
     /// What `status` means, knowing that tonic reports a deadline of its own as CANCELLED.
     fn failure(&self, status: &Status) -> Failure {
-        if status.code() == tonic::Code::Cancelled && self.deadline.is_some_and(Deadline::passed) {
+        if status.code() == tonic::Code::Cancelled && self.terms.deadline.is_some_and(Deadline::passed) {
             return self.endpoint.explain(&Status::deadline_exceeded(status.message()));
         }
         self.endpoint.explain(status)

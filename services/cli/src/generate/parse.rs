@@ -1,10 +1,10 @@
 //! Flag values that are more than one number or word.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use sdxl_core::{CropCoords, ImageFormat, SchedulerKind, Size, TimestepSpacing};
+use sdxl_core::{CropCoords, ImageFormat, Priority, SchedulerKind, Size, TimestepSpacing};
 
 /// Height and width as `768x1344`.
-pub(super) fn size(text: &str) -> Result<Size, String> {
+pub(crate) fn size(text: &str) -> Result<Size, String> {
     pair(text, &['x', 'X', '×'])
         .map(|(height, width)| Size::new(height, width))
         .ok_or_else(|| "not HEIGHTxWIDTH in pixels, such as 768x1344".to_owned())
@@ -43,6 +43,11 @@ pub(super) fn timestep_spacing() -> impl TypedValueParser<Value = TimestepSpacin
         ("linspace", TimestepSpacing::Linspace),
         ("trailing", TimestepSpacing::Trailing),
     ])
+}
+
+/// The priorities' names.
+pub(super) fn priority() -> impl TypedValueParser<Value = Priority> {
+    named(&[("interactive", Priority::Interactive), ("batch", Priority::Batch)])
 }
 
 /// The picture formats' names.

@@ -19,14 +19,14 @@ type Answer = Result<GenerateStreamResponse, Status>;
 struct Scripted {
     answers: Vec<Answer>,
     hangs: bool,
-    gone: mpsc::UnboundedSender<Option<String>>,
+    gone: mpsc::UnboundedSender<Terms>,
 }
 
-struct Gone(mpsc::UnboundedSender<Option<String>>, Option<String>);
+struct Gone(mpsc::UnboundedSender<Terms>, Terms);
 
 impl Drop for Gone {
     fn drop(&mut self) {
-        let _ = self.0.send(self.1.take());
+        let _ = self.0.send(std::mem::take(&mut self.1));
     }
 }
 
@@ -42,13 +42,13 @@ impl ImageGenerationService for Scripted {
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
-        let timeout = request.metadata().get("grpc-timeout").map(|t| t.to_str().unwrap().to_owned());
+        let terms = Terms::from_metadata(request.metadata()).unwrap();
         let (sender, receiver) = mpsc::unbounded_channel();
         for answer in &self.answers {
             sender.send(answer.clone()).unwrap();
         }
         let held = self.hangs.then_some(sender);
-        let gone = Gone(self.gone.clone(), timeout);
+        let gone = Gone(self.gone.clone(), terms);
         let answers = UnboundedReceiverStream::new(receiver).map(move |answer| {
             let _ = (&gone, &held);
             answer
@@ -57,8 +57,8 @@ impl ImageGenerationService for Scripted {
     }
 }
 
-/// Its address, and what tells when a caller has gone, with the `grpc-timeout` that it had sent.
-async fn serve(answers: Vec<Answer>, hangs: bool) -> (String, mpsc::UnboundedReceiver<Option<String>>) {
+/// Its address, and what tells when a caller has gone, with the terms that it had sent.
+async fn serve(answers: Vec<Answer>, hangs: bool) -> (String, mpsc::UnboundedReceiver<Terms>) {
     let (gone, callers) = mpsc::unbounded_channel();
     let listener = server::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -160,7 +160,7 @@ async fn the_timeout_goes_to_the_cluster_and_ends_the_wait_for_one_that_ignores_
     assert!(failure_text(&failure).contains("--timeout"), "{failure:?}");
     assert!(started.elapsed() < Duration::from_millis(500) + 2 * GRACE);
     let sent = tokio::time::timeout(Duration::from_secs(5), callers.recv()).await.unwrap().unwrap();
-    assert!(sent.is_some(), "grpc-timeout was sent, and the cluster saw its caller go");
+    assert!(sent.deadline.is_some(), "grpc-timeout was sent, and the cluster saw its caller go");
 }
 
 #[tokio::test]
@@ -171,5 +171,15 @@ async fn leaving_the_request_ends_it_at_the_cluster() {
     let request = tokio::time::timeout(Duration::from_millis(500), generate(&endpoint, &path, &[]));
     assert!(request.await.is_err());
     let sent = tokio::time::timeout(Duration::from_secs(5), callers.recv()).await.unwrap().unwrap();
-    assert_eq!(sent, None, "no --timeout, no deadline");
+    assert_eq!(sent, Terms::default(), "no --timeout, no deadline");
+}
+
+#[tokio::test]
+async fn the_tenant_goes_to_the_cluster() {
+    let folder = tempfile::tempdir().unwrap();
+    let answers = vec![picture(0), event(Event::Summary(GenerateSummary::default()))];
+    let (endpoint, mut callers) = serve(answers, false).await;
+    generate(&endpoint, &folder.path().join("cat.png"), &["--tenant", "team-7"]).await.unwrap();
+    let sent = tokio::time::timeout(Duration::from_secs(5), callers.recv()).await.unwrap().unwrap();
+    assert_eq!(sent.tenant.name(), "team-7");
 }

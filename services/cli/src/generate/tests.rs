@@ -105,6 +105,8 @@ const CASES: &[Case] = &[
     ("image_format", &["--image-format", "jpeg"], |r| r.image_format = 2),
     ("image_format", &["--image-format", "webp"], |r| r.image_format = 3),
     ("quality", &["--quality", "80"], |r| r.quality = 80),
+    ("priority", &["--priority", "interactive"], |r| r.priority = 1),
+    ("priority", &["--priority", "batch"], |r| r.priority = 2),
 ];
 
 #[test]
@@ -155,12 +157,13 @@ fn every_field_has_a_flag_that_exists_and_sets_it() {
     assert_eq!(flag_of("prompt"), "PROMPT");
     assert_eq!(flag_of("original_size.height"), "--original-size");
     assert_eq!(flag_of("crops_coords_top_left.left"), "--crops-coords-top-left");
+    assert_eq!(flag_of("sdxl-tenant"), "--tenant");
     assert_eq!(flag_of("refiner"), "--refiner-split, --refiner-strength");
 }
 
 #[test]
 fn wrong_command_lines_are_refused_with_the_flags_name() {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 11] = [
         (&[], "PROMPT"),
         (&["p", "--original-size", "768"], "--original-size"),
         (&["p", "--crops-coords-top-left", "1x2"], "--crops-coords-top-left"),
@@ -170,6 +173,8 @@ fn wrong_command_lines_are_refused_with_the_flags_name() {
         (&["p", "--refiner-split", "0.8", "--refiner-strength", "0.2"], "--refiner-strength"),
         (&["p", "--refiner-steps", "9"], "--refiner-split"),
         (&["p", "--timeout", "soon"], "--timeout"),
+        (&["p", "--priority", "urgent"], "interactive, batch"),
+        (&["p", "--tenant", "a b"], "--tenant"),
     ];
     for (flags, named) in cases {
         let error = parse(flags).unwrap_err();
