@@ -2,6 +2,7 @@
 //! replicas with the least to do, and hands the pictures back. It moves tensors and pictures as bytes and never looks
 //! at a number in them.
 
+mod admission;
 mod args;
 mod cluster;
 mod config;

@@ -32,6 +32,7 @@ impl Pipeline<'_> {
                 match self.decode_on(&lease, latents.clone()).await {
                     Ok((answer, spent)) => {
                         lease.replica().stepped(self.latent_pixels(), spent.on_device());
+                        self.promise.done(fleet.stage(), self.latent_pixels());
                         timings.push(placing.timing(Some(image_index), &spent));
                         let v1::DecodeResponse { data, media_type, width, height, .. } = answer;
                         return Ok(v1::Image { data, media_type, width, height, seed });

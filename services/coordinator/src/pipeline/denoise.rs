@@ -220,6 +220,7 @@ impl Pipeline<'_> {
             return Ok(());
         }
         going.next_step = step + 1;
+        self.promise.done(pass.fleet.stage(), pass.work_per_step);
         self.events.step();
         let done = pass.steps_before + step - slice.start + 1;
         let replica = lease.replica().address().to_string();

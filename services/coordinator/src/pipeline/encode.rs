@@ -39,6 +39,7 @@ impl Pipeline<'_> {
                 match self.encode_on(&lease).await {
                     Ok((encoded, spent)) => {
                         lease.replica().stepped(texts as u64, spent.on_device());
+                        self.promise.done(fleet.stage(), texts as u64);
                         return Ok((encoded, placing.timing(None, &spent)));
                     }
                     Err(fault) => placing.failed(lease.replica(), fault, self.patience)?,

@@ -1,6 +1,6 @@
 //! Why a request fails.
 
-use crate::placement::Address;
+use crate::{admission::Refusal, placement::Address};
 use sdxl_core::{Classify, ErrorClass, FieldViolation, PlanError, StageKind};
 use std::time::Duration;
 use thiserror::Error;
@@ -17,9 +17,17 @@ pub enum GenerateError {
     /// The stages do not fit together.
     #[error("{0}")]
     Contradiction(String),
-    /// The coordinator does as much as it may.
-    #[error("{0} requests are at work, the most that this coordinator takes")]
-    TooManyRequests(usize),
+    /// The coordinator does as much for this tenant as it may.
+    #[error("{0} requests of this tenant are at work, as many as there is room for; others may come yet")]
+    Crowded(usize),
+    /// The request would be late.
+    #[error("the cluster is busy: this would be done in {:.1} s, after its deadline", .done_in.as_secs_f64())]
+    Late {
+        /// From now.
+        done_in: Duration,
+        /// From now.
+        retry_after: Duration,
+    },
     /// No replica takes work.
     #[error("{stage}: no replica is ready")]
     NoReplica {
@@ -90,6 +98,18 @@ pub enum GenerateError {
     },
 }
 
+/// When a tenant that has much at work may ask for more.
+const CROWDED: Duration = Duration::from_secs(1);
+
+impl From<Refusal> for GenerateError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Late { done_in, retry_after } => Self::Late { done_in, retry_after },
+            Refusal::Crowded { at_work } => Self::Crowded(at_work),
+        }
+    }
+}
+
 fn names(stages: &[StageKind]) -> String {
     stages.iter().map(|stage| stage.name()).collect::<Vec<_>>().join(", ")
 }
@@ -102,7 +122,7 @@ impl Classify for GenerateError {
                 ErrorClass::Unavailable
             }
             Self::Contradiction(_) | Self::TooLarge { .. } => ErrorClass::FailedPrecondition,
-            Self::TooManyRequests(_) | Self::Full { .. } => ErrorClass::Overloaded,
+            Self::Crowded(_) | Self::Late { .. } | Self::Full { .. } => ErrorClass::Overloaded,
             Self::Stage { class, .. } => *class,
             Self::Reply { .. } => ErrorClass::Internal,
             Self::Deadline { .. } => ErrorClass::DeadlineExceeded,
@@ -120,6 +140,8 @@ impl Classify for GenerateError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Full { retry_after, .. } => *retry_after,
+            Self::Late { retry_after, .. } => Some(*retry_after),
+            Self::Crowded(_) => Some(CROWDED),
             _ => None,
         }
     }

@@ -15,7 +15,10 @@ mod watch;
 pub use error::GenerateError;
 pub(crate) use events::{Events, Item};
 
-use crate::placement::{Fleet, Fleets};
+use crate::{
+    admission::Promise,
+    placement::{Fleet, Fleets},
+};
 use encode::Texts;
 use futures::future::try_join_all;
 use sdxl_core::{ModelInfo, Plan, StageKind};
@@ -37,6 +40,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) plan: &'a Plan,
     /// Its deadline, whose it is and how it hurries.
     pub(crate) terms: &'a Terms,
+    /// What it was promised, which gets less as it is done.
+    pub(crate) promise: &'a Promise,
     /// Steps from one checkpoint to the next.
     pub(crate) checkpoint_interval: u32,
     /// How long work that was begun waits where no replica takes it.
@@ -102,12 +107,21 @@ impl<'a> Pipeline<'a> {
 
     /// Of the pictures' latents.
     fn latent_size(self) -> (u32, u32) {
-        let scale = self.model.vae.vae_scale_factor.max(1);
-        (self.plan.size.height / scale, self.plan.size.width / scale)
+        latent_size(self.plan, self.model)
     }
 
     fn latent_pixels(self) -> u64 {
-        let (height, width) = self.latent_size();
-        u64::from(height) * u64::from(width)
+        latent_pixels(self.plan, self.model)
     }
+}
+
+fn latent_size(plan: &Plan, model: &ModelInfo) -> (u32, u32) {
+    let scale = model.vae.vae_scale_factor.max(1);
+    (plan.size.height / scale, plan.size.width / scale)
+}
+
+/// How many pixels a picture's latents have: what most work is counted in.
+pub(crate) fn latent_pixels(plan: &Plan, model: &ModelInfo) -> u64 {
+    let (height, width) = latent_size(plan, model);
+    u64::from(height) * u64::from(width)
 }

@@ -75,6 +75,20 @@ impl Fleet {
         }
     }
 
+    /// Units of work a second over all replicas that take work, once some were seen at it.
+    #[must_use]
+    pub fn speed(&self) -> Option<f64> {
+        self.shared.speed()
+    }
+
+    /// How long so many units of work take by themselves on one replica; nothing where that is not known.
+    #[must_use]
+    pub fn alone(&self, work: u64) -> Duration {
+        let speed = mean_speed(&self.shared.lock().list).unwrap_or(f64::INFINITY);
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        Duration::try_from_secs_f64(work as f64 / speed).unwrap_or_default()
+    }
+
     /// Waits for a replica that takes work, or for `limit`, whichever comes first.
     pub async fn wait(&self, limit: Duration) {
         let mut status = self.status();
@@ -156,6 +170,14 @@ impl Shared {
         members.turn = index + 1;
         // Counted before the lock is let go, so that two requests never both see the same one idle.
         Some(Lease::new(replica, adopted.revision.as_str().into(), work))
+    }
+
+    fn speed(&self) -> Option<f64> {
+        let members = self.lock();
+        let usual = mean_speed(&members.list)?;
+        let adopted = members.adopted.as_ref()?;
+        let up = members.list.iter().filter(|m| m.up.as_ref().is_some_and(|info| info.computes_as(adopted)));
+        Some(up.map(|m| m.replica.speed().unwrap_or(usual)).sum())
     }
 
     /// The replica is healthy and says this of itself.

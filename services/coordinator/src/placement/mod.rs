@@ -49,6 +49,13 @@ impl Fleets {
         }
     }
 
+    /// Units of work a second of each stage, in a request's order; of a stage without replicas nothing is known.
+    #[must_use]
+    pub fn speeds(&self) -> [Option<f64>; 4] {
+        let refiner = self.refiner.as_ref().and_then(Fleet::speed);
+        [self.text_encoder.speed(), self.base_unet.speed(), refiner, self.vae.speed()]
+    }
+
     /// Each fleet, in a request's order.
     pub fn iter(&self) -> impl Iterator<Item = &Fleet> {
         [&self.text_encoder, &self.base_unet].into_iter().chain(&self.refiner).chain([&self.vae])

@@ -2,8 +2,9 @@
 
 use super::{known, record::Record};
 use crate::{
+    admission::{Admission, Promise, Work},
     cluster::{Cluster, ModelState},
-    pipeline::{Events, GenerateError, Item, Outcome, Pipeline},
+    pipeline::{Events, GenerateError, Item, Outcome, Pipeline, latent_pixels},
     placement::Fleets,
 };
 use futures::Stream;
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 use tonic::{Request, Response, Status};
@@ -35,7 +36,7 @@ const ENVELOPE_BYTES: usize = 1024 * 1024;
 pub(crate) struct Generation {
     fleets: Arc<Fleets>,
     model: watch::Receiver<ModelState>,
-    slots: Arc<Semaphore>,
+    admission: Admission,
     settings: Settings,
 }
 
@@ -52,19 +53,17 @@ pub(crate) struct Settings {
 
 impl Generation {
     pub(crate) fn new(fleets: Arc<Fleets>, model: watch::Receiver<ModelState>, settings: Settings) -> Self {
-        // A semaphore that counts further panics.
-        let slots = Semaphore::new(settings.max_requests.min(Semaphore::MAX_PERMITS));
-        Self { fleets, model, slots: Arc::new(slots), settings }
+        Self { fleets, model, admission: Admission::new(settings.max_requests), settings }
     }
 
     /// Makes a plan of the request, or says in its log line why there is none.
     fn accept(&self, request: Request<v1::GenerateRequest>) -> Result<Accepted, GenerateError> {
         let mut record = Record::start(Deadline::from_metadata(request.metadata()));
         match self.plan(request) {
-            Ok((plan, terms, cluster, slot)) => {
+            Ok((plan, terms, cluster, promise)) => {
                 record.planned(&plan);
                 let (fleets, settings) = (Arc::clone(&self.fleets), self.settings);
-                Ok(Accepted { fleets, settings, cluster, plan, terms, record, _slot: slot })
+                Ok(Accepted { fleets, settings, cluster, plan, terms, record, promise })
             }
             Err(error) => {
                 record.failed(&error);
@@ -76,10 +75,7 @@ impl Generation {
     fn plan(
         &self,
         request: Request<v1::GenerateRequest>,
-    ) -> Result<(Plan, Terms, Arc<Cluster>, OwnedSemaphorePermit), GenerateError> {
-        let slot = Arc::clone(&self.slots)
-            .try_acquire_owned()
-            .map_err(|_| GenerateError::TooManyRequests(self.settings.max_requests))?;
+    ) -> Result<(Plan, Terms, Arc<Cluster>, Promise), GenerateError> {
         let cluster = known(&self.model)?;
         let mut violations = Violations::default();
         let terms = Terms::from_metadata(request.metadata()).unwrap_or_else(|wrong| {
@@ -88,7 +84,9 @@ impl Generation {
         });
         let request = convert::generate_request(request.into_inner(), &mut violations);
         let plan = Plan::new(&request, &cluster.info, violations, rand::random)?;
-        Ok((plan, Terms { priority: request.priority, ..terms }, cluster, slot))
+        let work = Work::of(&plan, latent_pixels(&plan, &cluster.info), &self.fleets);
+        let promise = self.admission.take(&terms.tenant, work, terms.deadline, self.fleets.speeds())?;
+        Ok((plan, Terms { priority: request.priority, ..terms }, cluster, promise))
     }
 }
 
@@ -101,7 +99,7 @@ struct Accepted {
     terms: Terms,
     settings: Settings,
     record: Record,
-    _slot: OwnedSemaphorePermit,
+    promise: Promise,
 }
 
 impl Accepted {
@@ -112,6 +110,7 @@ impl Accepted {
             model: &self.cluster.info,
             plan: &self.plan,
             terms: &self.terms,
+            promise: &self.promise,
             checkpoint_interval: self.settings.checkpoint_interval,
             patience: self.settings.patience,
             events,
