@@ -8,7 +8,8 @@ use std::time::Duration;
 #[derive(Parser, Clone, Debug)]
 #[command(name = "sdxl-coordinator", version)]
 pub struct Args {
-    /// Replicas of the text-encoder stage, as HOST:PORT, separated by commas
+    /// Replicas of the text-encoder stage, as HOST:PORT, separated by commas; or dns:HOST:PORT for all behind a name, as of
+    /// a headless Service
     #[arg(long, env = "SDXL_TEXT_ENCODER", value_name = "ADDR,…", value_delimiter = ',')]
     pub text_encoder: Vec<String>,
 
@@ -23,6 +24,10 @@ pub struct Args {
     /// Replicas of the vae stage
     #[arg(long, env = "SDXL_VAE", value_name = "ADDR,…", value_delimiter = ',')]
     pub vae: Vec<String>,
+
+    /// How often a dns: name is resolved
+    #[arg(long, env = "SDXL_DNS_INTERVAL", value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    pub dns_interval: Duration,
 
     /// How long connecting to a replica may take
     #[arg(

@@ -2,7 +2,7 @@
 
 use crate::{
     args::Args,
-    placement::{Address, Source},
+    placement::{Address, DnsName, Source},
 };
 use sdxl_core::StageKind;
 use std::time::Duration;
@@ -65,6 +65,9 @@ pub enum ConfigError {
     /// The time for connecting is zero.
     #[error("--connect-timeout: 0 seconds are too short to connect in")]
     ConnectTimeout,
+    /// The time between two questions is zero.
+    #[error("--dns-interval: 0 seconds would ask without end")]
+    DnsInterval,
     /// The share of retries is none.
     #[error("--retry-ratio: {0} is not in 0..=10")]
     RetryRatio(String),
@@ -77,14 +80,17 @@ impl TryFrom<&Args> for Config {
         if args.connect_timeout.is_zero() {
             return Err(ConfigError::ConnectTimeout);
         }
+        if args.dns_interval.is_zero() {
+            return Err(ConfigError::DnsInterval);
+        }
         if !(0.0..=10.0).contains(&args.retry_ratio) {
             return Err(ConfigError::RetryRatio(args.retry_ratio.to_string()));
         }
         Ok(Self {
-            text_encoder: needed(StageKind::TextEncoder, &args.text_encoder)?,
-            base_unet: needed(StageKind::BaseUnet, &args.base_unet)?,
-            refiner: listed(StageKind::Refiner, &args.refiner)?,
-            vae: needed(StageKind::Vae, &args.vae)?,
+            text_encoder: needed(StageKind::TextEncoder, &args.text_encoder, args.dns_interval)?,
+            base_unet: needed(StageKind::BaseUnet, &args.base_unet, args.dns_interval)?,
+            refiner: listed(StageKind::Refiner, &args.refiner, args.dns_interval)?,
+            vae: needed(StageKind::Vae, &args.vae, args.dns_interval)?,
             connect_timeout: args.connect_timeout,
             max_requests: usize::try_from(args.max_requests).unwrap_or(usize::MAX),
             checkpoint_interval: args.checkpoint_interval,
@@ -96,16 +102,26 @@ impl TryFrom<&Args> for Config {
     }
 }
 
-fn needed(stage: StageKind, values: &[String]) -> Result<Source, ConfigError> {
-    listed(stage, values)?.ok_or(ConfigError::Missing { flag: stage.name() })
+fn needed(stage: StageKind, values: &[String], dns: Duration) -> Result<Source, ConfigError> {
+    listed(stage, values, dns)?.ok_or(ConfigError::Missing { flag: stage.name() })
 }
 
 /// `None` for an empty list. Stages are flags by their names.
-fn listed(stage: StageKind, values: &[String]) -> Result<Option<Source>, ConfigError> {
+fn listed(stage: StageKind, values: &[String], dns: Duration) -> Result<Option<Source>, ConfigError> {
     let flag = stage.name();
     let mut addresses: Vec<Address> = Vec::new();
     // An environment variable that is set to nothing is one empty value.
-    for value in values.iter().filter(|value| !value.trim().is_empty()) {
+    let values: Vec<_> = values.iter().filter(|value| !value.trim().is_empty()).collect();
+    for value in &values {
+        let Some(name) = DnsName::parse(value) else { continue };
+        let wrong = |problem| ConfigError::Address { flag, value: (*value).clone(), problem };
+        let name = name.map_err(wrong)?;
+        if values.len() > 1 {
+            return Err(wrong("a name that is resolved stands alone"));
+        }
+        return Ok(Some(Source::Dns { name, interval: dns }));
+    }
+    for value in values {
         let address: Address =
             value.parse().map_err(|problem| ConfigError::Address { flag, value: value.clone(), problem })?;
         if addresses.contains(&address) {
@@ -132,7 +148,22 @@ mod tests {
     fn a_refiner_may_be_left_out_or_set_to_nothing() {
         assert!(config(&[]).unwrap().refiner.is_none());
         assert!(config(&["--refiner", ""]).unwrap().refiner.is_none());
-        assert_eq!(config(&["--refiner", "r:1"]).unwrap().refiner.unwrap().current().len(), 1);
+        let refiner = config(&["--refiner", "r:1"]).unwrap().refiner.unwrap();
+        assert!(matches!(refiner, Source::Watch(addresses) if addresses.borrow().len() == 1));
+    }
+
+    #[test]
+    fn a_name_that_is_resolved_stands_alone() {
+        let refiner = config(&["--refiner", "dns:refiner.sdxl.svc:50053"]).unwrap().refiner.unwrap();
+        assert!(matches!(refiner, Source::Dns { interval, .. } if interval == Duration::from_secs(5)));
+        assert_eq!(
+            config(&["--refiner", "r:1,dns:refiner:1"]).unwrap_err(),
+            "--refiner: \"dns:refiner:1\" is not an address: a name that is resolved stands alone"
+        );
+        assert_eq!(
+            config(&["--dns-interval", "0"]).unwrap_err(),
+            "--dns-interval: 0 seconds would ask without end"
+        );
     }
 
     #[test]

@@ -276,7 +276,8 @@ fn mean_speed(members: &[Member]) -> Option<f64> {
 }
 
 /// Keeps one probe running for each address of the source.
-async fn follow(shared: Arc<Shared>, mut source: Source, connect_timeout: Duration) {
+async fn follow(shared: Arc<Shared>, source: Source, connect_timeout: Duration) {
+    let mut source = source.start(shared.stage);
     let mut probes = JoinSet::new();
     let mut running: HashMap<Address, AbortHandle> = HashMap::new();
     loop {

@@ -10,7 +10,7 @@ mod source;
 pub use fleet::{Fleet, FleetStatus};
 pub use info::{Details, StageInfo};
 pub use replica::{Lease, Replica};
-pub use source::{Address, Source};
+pub use source::{Address, DnsName, Source};
 
 use crate::config::Config;
 use sdxl_core::StageKind;

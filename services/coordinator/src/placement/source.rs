@@ -1,8 +1,10 @@
 //! Where replicas are found.
 
-use std::{fmt, str::FromStr};
-use tokio::sync::watch;
+use sdxl_core::StageKind;
+use std::{fmt, io, str::FromStr, time::Duration};
+use tokio::{net::lookup_host, sync::watch, time::sleep};
 use tonic::transport::Uri;
+use tracing::warn;
 
 /// Where a replica listens, as `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,32 +48,120 @@ impl FromStr for Address {
     }
 }
 
-/// The replicas that a stage has at the moment. Whoever holds the other end of the channel (nobody for a fixed list;
-/// DNS or Kubernetes) changes them.
-#[derive(Clone, Debug)]
-pub struct Source(watch::Receiver<Vec<Address>>);
+/// A name that stands for all replicas of a stage, as a headless Service of Kubernetes has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsName {
+    host: String,
+    port: u16,
+}
 
-impl Source {
-    /// The replicas that `current` holds, now and later.
+impl DnsName {
+    /// `dns:host:port`, or `dns:///host:port` as gRPC writes it; `None` for what begins otherwise.
     #[must_use]
-    pub fn new(current: watch::Receiver<Vec<Address>>) -> Self {
-        Self(current)
+    pub fn parse(text: &str) -> Option<Result<Self, &'static str>> {
+        let rest = text.trim().strip_prefix("dns:")?;
+        let authority = rest.strip_prefix("///").unwrap_or(rest);
+        Some(authority.parse::<Address>().and_then(|address| {
+            let (host, port) = address.0.rsplit_once(':').ok_or("it needs a port, as dns:HOST:PORT")?;
+            let port = port.parse().map_err(|_| "it needs a port, as dns:HOST:PORT")?;
+            Ok(Self { host: host.to_owned(), port })
+        }))
     }
 
+    /// All addresses behind the name, in order.
+    async fn resolve(&self) -> io::Result<Vec<Address>> {
+        // An IPv6 address stands in brackets, which the resolver does not know.
+        let host = self.host.trim_start_matches('[').trim_end_matches(']');
+        let found = lookup_host((host, self.port)).await?;
+        let mut addresses: Vec<_> = found.map(|address| Address(address.to_string())).collect();
+        addresses.sort();
+        addresses.dedup();
+        Ok(addresses)
+    }
+}
+
+impl fmt::Display for DnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dns:{}:{}", self.host, self.port)
+    }
+}
+
+/// Where the replicas of a stage are found.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Whoever holds the other end of the channel changes them: nobody for a fixed list, or Kubernetes.
+    Watch(watch::Receiver<Vec<Address>>),
+    /// A name that is resolved again and again.
+    Dns {
+        /// The name.
+        name: DnsName,
+        /// From one answer to the next question.
+        interval: Duration,
+    },
+}
+
+impl Source {
     /// These replicas for ever.
     #[must_use]
     pub fn fixed(addresses: Vec<Address>) -> Self {
-        Self(watch::channel(addresses).1)
+        Self::Watch(watch::channel(addresses).1)
     }
 
+    /// Begins to look. Must be called in a tokio runtime; ends when what it gives is dropped.
+    pub(super) fn start(self, stage: StageKind) -> Addresses {
+        match self {
+            Self::Watch(addresses) => Addresses(addresses),
+            Self::Dns { name, interval } => {
+                let (sender, addresses) = watch::channel(Vec::new());
+                tokio::spawn(follow(stage, name, interval, sender));
+                Addresses(addresses)
+            }
+        }
+    }
+}
+
+/// Resolves `name` for as long as someone listens. An answer that fails changes nothing: replicas that are gone are
+/// noticed by their health.
+async fn follow(stage: StageKind, name: DnsName, interval: Duration, sender: watch::Sender<Vec<Address>>) {
+    let mut complaint = None;
+    loop {
+        match name.resolve().await {
+            Ok(found) => {
+                complaint = None;
+                sender.send_if_modified(|addresses| {
+                    let changed = *addresses != found;
+                    *addresses = found;
+                    changed
+                });
+            }
+            Err(error) => {
+                let line = error.to_string();
+                if complaint.as_ref() != Some(&line) {
+                    warn!(%stage, "{name} cannot be resolved, the last answer stands: {line}");
+                    complaint = Some(line);
+                }
+            }
+        }
+        tokio::select! {
+            () = sleep(interval) => {}
+            () = sender.closed() => return,
+        }
+    }
+}
+
+/// The replicas that a stage has at the moment, and every change of them.
+#[derive(Clone, Debug)]
+pub(super) struct Addresses(watch::Receiver<Vec<Address>>);
+
+impl Addresses {
     /// The replicas of this moment.
     #[must_use]
-    pub fn current(&mut self) -> Vec<Address> {
+    pub(super) fn current(&mut self) -> Vec<Address> {
         self.0.borrow_and_update().clone()
     }
 
-    /// Waits for a change since [`Source::current`]; for ever if there can be none.
-    pub async fn changed(&mut self) {
+    /// Waits for a change since [`Addresses::current`]; for ever if there can be none.
+    pub(super) async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -101,5 +191,37 @@ mod tests {
         {
             assert!(text.parse::<Address>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_dns_name_is_known_by_its_scheme() {
+        let parsed = |text: &str| DnsName::parse(text).map(|name| name.map(|name| name.to_string()));
+        assert_eq!(
+            parsed("dns:base-unet.sdxl.svc:50052"),
+            Some(Ok("dns:base-unet.sdxl.svc:50052".to_owned()))
+        );
+        assert_eq!(parsed("dns:///vae:1"), Some(Ok("dns:vae:1".to_owned())));
+        assert_eq!(parsed("base-unet:50052"), None);
+        assert!(matches!(parsed("dns:base-unet"), Some(Err(_))));
+    }
+
+    #[tokio::test]
+    async fn a_name_stands_for_what_it_resolves_to() {
+        let name = DnsName::parse("dns:127.0.0.1:4711").unwrap().unwrap();
+        let mut found = Source::Dns { name, interval: Duration::from_secs(60) }.start(StageKind::Vae);
+        found.changed().await;
+        assert_eq!(found.current(), ["127.0.0.1:4711".parse().unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_answer_changes_nothing() {
+        let (sender, mut receiver) = watch::channel(vec!["127.0.0.1:1".parse().unwrap()]);
+        let name = DnsName::parse("dns:no-such-name.invalid:1").unwrap().unwrap();
+        let following = tokio::spawn(follow(StageKind::Vae, name, Duration::from_millis(1), sender));
+        sleep(Duration::from_millis(100)).await;
+        assert!(!receiver.has_changed().unwrap());
+        assert_eq!(receiver.borrow_and_update().len(), 1);
+        drop(receiver);
+        following.await.unwrap();
     }
 }

@@ -110,7 +110,7 @@ async fn what_was_served_is_remembered_when_all_are_lost() {
 #[tokio::test]
 async fn the_source_decides_who_is_in() {
     let (sender, receiver) = watch::channel(vec!["127.0.0.1:1".parse().unwrap()]);
-    let fleet = Fleet::start(StageKind::Vae, Source::new(receiver), Duration::from_millis(100));
+    let fleet = Fleet::start(StageKind::Vae, Source::Watch(receiver), Duration::from_millis(100));
     let members = || {
         let members = fleet.shared.lock();
         members.list.iter().map(|m| m.replica.address().to_string()).collect::<Vec<_>>()
