@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod captions;
 pub mod draw;
+mod features;
 pub mod figures;
 pub mod fit;
 pub mod frechet;
@@ -115,8 +116,18 @@ struct Figures {
     frechet_differences: Distances,
 }
 
-/// Fréchet distances with their names.
-type Distances = Vec<(String, Estimate)>;
+/// Fréchet distances of a model, or their differences.
+#[derive(Debug, Serialize)]
+struct Frechet {
+    name: String,
+    /// By what is shown.
+    shown: Estimate,
+    /// By that and by how sharp it is.
+    whole: Estimate,
+}
+
+/// With their names.
+type Distances = Vec<Frechet>;
 
 /// Measures the model, prints how far it is, and writes `model.md` with its pictures, and `evaluation.json` beside the
 /// runs.
@@ -198,9 +209,16 @@ fn distances(
 ) -> anyhow::Result<(Distances, Distances)> {
     let (prompts, pictures) = &captions.drawn[0];
     let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let of = |name: String, distance: &quality::Distance| Frechet {
+        name,
+        shown: distance.shown.estimate.clone(),
+        whole: distance.whole.estimate.clone(),
+    };
     let truth = quality::Truth::new(bench, prompts)?;
-    let own = (name(&args.model), truth.distance(pictures)?.estimate);
-    let mut distances = vec![("true renderings".to_owned(), truth.floor()?.estimate), own];
+    let mut distances = vec![
+        of("true renderings".to_owned(), &truth.floor()?),
+        of(name(&args.model), &truth.distance(pictures)?),
+    ];
     let mut others = Vec::new();
     for folder in &args.compare {
         let mut painter = draw::Painter::open(folder)?;
@@ -209,10 +227,12 @@ fn distances(
     }
     let less = |pair: &[(String, quality::Distance)]| {
         let [(one, of_one), (other, of_other)] = pair else { return None };
-        Some((format!("{one}, less {other}"), of_one.less(of_other)))
+        let name = format!("{one}, less {other}");
+        let (shown, whole) = (of_one.shown.less(&of_other.shown), of_one.whole.less(&of_other.whole));
+        Some(Frechet { name, shown, whole })
     };
     let differences = others.windows(2).filter_map(less).collect();
-    distances.extend(others.into_iter().map(|(name, distance)| (name, distance.estimate)));
+    distances.extend(others.iter().map(|(name, distance)| of(name.clone(), distance)));
     Ok((distances, differences))
 }
 

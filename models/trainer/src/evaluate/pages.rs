@@ -4,7 +4,7 @@ use std::{fmt::Write as _, fs, io, path::Path};
 
 use anyhow::{Context as _, ensure};
 
-use super::{Figures, captions::Rate, sizes::Crop};
+use super::{Figures, Frechet, captions::Rate, sizes::Crop};
 use crate::classifier::{Aspect, Disturbance};
 
 const BEGIN: &str = "<!-- figures:begin -->";
@@ -160,16 +160,16 @@ fn quality(page: &mut String, figures: &Figures) -> std::fmt::Result {
         "- The autoencoder gives held-out renderings back at {:.2} dB, over {} pictures.",
         figures.autoencoder.psnr, figures.autoencoder.psnr.count
     )?;
-    for (name, distance) in &figures.frechet {
-        writeln!(
-            page,
-            "- Fréchet distance from true renderings of the same captions, in the classifier's features, {name}: \
-             {distance:.3}."
-        )?;
+    writeln!(
+        page,
+        "\nFréchet distances from true renderings of the same captions: by what is shown, in the classifier's features \
+         alone, which see through blur; and by that and the logarithms of sharpness at three scales beside it.\n\n\
+         | | what is shown | and how sharp |\n| --- | --- | --- |"
+    )?;
+    for Frechet { name, shown, whole } in figures.frechet.iter().chain(&figures.frechet_differences) {
+        writeln!(page, "| {name} | {shown:.3} | {whole:.3} |")?;
     }
-    for (name, difference) in &figures.frechet_differences {
-        writeln!(page, "- The distance of {name}: {difference:.3}.")?;
-    }
+    writeln!(page)?;
     let Some(refined) = &figures.refiner else { return Ok(()) };
     writeln!(
         page,
@@ -246,8 +246,12 @@ mod tests {
                 drawn: Default::default(),
             }],
             refiner: None,
-            frechet: vec![("shapes".to_owned(), estimate(1.5))],
-            frechet_differences: vec![("one, less other".to_owned(), estimate(0.2))],
+            frechet: vec![Frechet { name: "shapes".to_owned(), shown: estimate(1.5), whole: estimate(2.5) }],
+            frechet_differences: vec![Frechet {
+                name: "one, less other".to_owned(),
+                shown: estimate(0.2),
+                whole: estimate(0.4),
+            }],
         };
         let page = text(&figures).unwrap();
         for line in [
@@ -259,9 +263,8 @@ mod tests {
             "| left | 32 | 64.5 (64.5 to 64.5) | 64 |",
             "| 96 x 160 | 97.0 % (96.0 to 98.0) | 96.0 % (95.0 to 97.0) | 95.0 %, NaN % | NaN % |",
             "- The autoencoder gives held-out renderings back at 36.70 (36.69 to 36.71) dB, over 400 pictures.",
-            "- Fréchet distance from true renderings of the same captions, in the classifier's features, shapes: 1.500 \
-             (1.490 to 1.510).",
-            "- The distance of one, less other: 0.200 (0.190 to 0.210).",
+            "| shapes | 1.500 (1.490 to 1.510) | 2.500 (2.490 to 2.510) |",
+            "| one, less other | 0.200 (0.190 to 0.210) | 0.400 (0.390 to 0.410) |",
         ] {
             assert!(page.lines().any(|other| other == line), "{line}\n{page}");
         }

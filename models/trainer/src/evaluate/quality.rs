@@ -17,6 +17,7 @@ use super::{
     bench::{self, Bench, Prompt},
     captions::{Rate, rates},
     draw::{Options, Painter},
+    features,
     figures::Estimate,
     fit,
     frechet::Gaussian,
@@ -132,7 +133,7 @@ pub fn refiner(bench: &Bench, count: usize) -> Result<Option<Refined>, TrainErro
     }))
 }
 
-/// True renderings of what captions say, several for each, as points in the classifier's features.
+/// True renderings of what captions say, several for each, as points in a fixed space.
 pub struct Truth<'a> {
     bench: &'a Bench,
     prompts: &'a [Prompt],
@@ -140,21 +141,30 @@ pub struct Truth<'a> {
     rendered: Vec<Vec<Vec<f64>>>,
 }
 
-/// The Fréchet distance of what a model draws from true renderings of the same captions.
+/// Fréchet distances of what a model draws from true renderings of the same captions.
 #[derive(Clone, Debug)]
 pub struct Distance {
-    /// With the error that comes of having only so many captions.
-    pub estimate: Estimate,
-    /// Of captions drawn again and again, the same for every model.
-    resampled: Vec<f64>,
+    /// By what is shown: in the classifier's features alone.
+    pub shown: Resampled,
+    /// By that and by how sharp it is.
+    pub whole: Resampled,
 }
 
-impl Distance {
+/// A distance with the error that comes of having only so many captions.
+#[derive(Clone, Debug)]
+pub struct Resampled {
+    /// The distance.
+    pub estimate: Estimate,
+    /// Of captions drawn again and again, the same for every model.
+    values: Vec<f64>,
+}
+
+impl Resampled {
     /// This one less another model's, caption by caption.
     #[must_use]
     pub fn less(&self, other: &Self) -> Estimate {
         let value = self.estimate.value - other.estimate.value;
-        let differences: Vec<f64> = self.resampled.iter().zip(&other.resampled).map(|(a, b)| a - b).collect();
+        let differences: Vec<f64> = self.values.iter().zip(&other.values).map(|(a, b)| a - b).collect();
         spread(value, &differences, self.estimate.count)
     }
 }
@@ -174,35 +184,45 @@ impl<'a> Truth<'a> {
     /// # Errors
     /// A failed computation.
     pub fn new(bench: &'a Bench, prompts: &'a [Prompt]) -> Result<Self, TrainError> {
-        let of_prompt =
-            |prompt: &Prompt| bench.classifier.features(&renderings(bench, prompt, 1..=RENDERINGS));
+        let of_prompt = |prompt: &Prompt| {
+            features::features(&bench.classifier, &renderings(bench, prompt, 1..=RENDERINGS))
+        };
         let rendered =
             in_turn(&bench.team, prompts, of_prompt).into_iter().collect::<Result<_, TrainError>>()?;
         Ok(Self { bench, prompts, rendered })
     }
 
-    /// The distance of pictures, one of each prompt.
+    /// The distances of pictures, one of each prompt.
     ///
     /// # Errors
     /// A failed computation.
     pub fn distance(&self, pictures: &[Raster]) -> Result<Distance, TrainError> {
-        let points = self.bench.classifier.features(pictures)?;
+        let points = features::features(&self.bench.classifier, pictures)?;
+        let dimension = points.first().map_or(0, Vec::len);
+        Ok(Distance {
+            shown: self.resampled(&points, dimension.saturating_sub(features::SCALES)),
+            whole: self.resampled(&points, dimension),
+        })
+    }
+
+    /// In the first so many dimensions.
+    fn resampled(&self, points: &[Vec<f64>], dimension: usize) -> Resampled {
         let count = points.len();
         let distance = |picked: &[usize]| {
-            let drawn: Vec<&[f64]> = picked.iter().map(|i| &*points[*i]).collect();
+            let drawn: Vec<&[f64]> = picked.iter().map(|i| &points[*i][..dimension]).collect();
             let rendered: Vec<&[f64]> =
-                picked.iter().flat_map(|i| &self.rendered[*i]).map(|p| &**p).collect();
+                picked.iter().flat_map(|i| &self.rendered[*i]).map(|p| &p[..dimension]).collect();
             Gaussian::fit(&drawn).distance(&Gaussian::fit(&rendered))
         };
         let value = distance(&(0..count).collect::<Vec<_>>());
         let mut rng = random::stream(0, "frechet", 0, 0);
         let samples: Vec<Vec<usize>> =
             (0..RESAMPLES).map(|_| (0..count).map(|_| rng.random_range(0..count)).collect()).collect();
-        let resampled = in_turn(&self.bench.team, &samples, |picked| distance(picked));
-        Ok(Distance { estimate: spread(value, &resampled, count), resampled })
+        let values = in_turn(&self.bench.team, &samples, |picked| distance(picked));
+        Resampled { estimate: spread(value, &values, count), values }
     }
 
-    /// The distance of what a model draws for the prompts.
+    /// The distances of what a model draws for the prompts.
     ///
     /// # Errors
     /// A failed computation.
@@ -211,7 +231,7 @@ impl<'a> Truth<'a> {
         self.distance(&painter.draw(&self.bench.team, &orders)?)
     }
 
-    /// The distance of as many other true renderings of the same captions: no model does better but by chance.
+    /// The distances of as many other true renderings of the same captions: no model does better but by chance.
     ///
     /// # Errors
     /// A failed computation.

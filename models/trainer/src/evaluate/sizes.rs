@@ -72,7 +72,7 @@ pub fn sharpness(bench: &Bench, count: usize) -> Result<Vec<Sharpness>, TrainErr
 }
 
 /// Mean square of the Laplacian of brightness: what blur takes away.
-fn laplacian_energy(picture: &Raster) -> f64 {
+pub(super) fn laplacian_energy(picture: &Raster) -> f64 {
     let [height, width] = picture.size;
     let bright = |row, column| picture.at(row, column).iter().map(|v| f64::from(*v)).sum::<f64>() / 3.0;
     let values: Vec<f64> = (0..height).flat_map(|y| (0..width).map(move |x| bright(y, x))).collect();
