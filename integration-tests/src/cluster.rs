@@ -5,7 +5,10 @@ use crate::{
     made::Made,
     process::{Server, Starting},
 };
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tonic_health::pb::health_check_response::ServingStatus;
 
 /// How long a cluster may take from its start to its being ready, on a busy machine.
@@ -24,6 +27,10 @@ pub struct ClusterConfig {
     pub vaes: usize,
     /// Further flags of every denoiser.
     pub denoiser_flags: Vec<String>,
+    /// Where given, all stages are simulated by this profile, and the folders are not read.
+    pub profile: Option<PathBuf>,
+    /// How long work that was begun waits where no replica takes it, in seconds.
+    pub patience: u32,
 }
 
 impl ClusterConfig {
@@ -36,6 +43,33 @@ impl ClusterConfig {
             base_unets: 1,
             vaes: 1,
             denoiser_flags: Vec::new(),
+            profile: None,
+            patience: 0,
+        }
+    }
+
+    /// One simulated replica of each stage.
+    #[must_use]
+    pub fn simulated(profile: &Path) -> Self {
+        Self {
+            base: PathBuf::new(),
+            refiner: Some(PathBuf::new()),
+            base_unets: 1,
+            vaes: 1,
+            denoiser_flags: Vec::new(),
+            profile: Some(profile.to_owned()),
+            patience: 0,
+        }
+    }
+
+    /// What a stage is told of its model.
+    fn model(&self, flag: &str, folder: &Path) -> Vec<String> {
+        match &self.profile {
+            None => vec![flag.to_owned(), folder.display().to_string()],
+            Some(profile) => {
+                let profile = profile.display().to_string();
+                ["--engine", "simulated", "--profile", &profile].map(str::to_owned).to_vec()
+            }
         }
     }
 }
@@ -63,14 +97,14 @@ impl Cluster {
     #[must_use]
     pub fn start(config: &ClusterConfig) -> Self {
         let text_encoder = Starting::spawn("sdxl-text-encoder", text_encoder_args(config));
-        let mut denoiser = denoiser_args(&config.base, &config.denoiser_flags);
+        let mut denoiser = denoiser_args(config, &config.base);
         let base_unets: Vec<_> =
             (0..config.base_unets).map(|_| Starting::spawn("sdxl-base-unet", &denoiser)).collect();
         let refiner = config.refiner.as_ref().map(|folder| {
-            denoiser = denoiser_args(folder, &config.denoiser_flags);
+            denoiser = denoiser_args(config, folder);
             Starting::spawn("sdxl-refiner", &denoiser)
         });
-        let vae_args = ["--model".to_owned(), config.base.display().to_string()];
+        let vae_args = config.model("--model", &config.base);
         let vaes: Vec<_> = (0..config.vaes).map(|_| Starting::spawn("sdxl-vae", &vae_args)).collect();
 
         let text_encoder = text_encoder.listening();
@@ -88,6 +122,7 @@ impl Cluster {
         if let Some(refiner) = &refiner {
             point_at("--refiner", &[refiner]);
         }
+        flags.extend(["--patience".to_owned(), config.patience.to_string()]);
         let coordinator = Server::start("sdxl-coordinator", &flags);
         let cluster = Self { coordinator, text_encoder, base_unets, refiner, vaes };
         assert!(cluster.is_ready(READY), "not ready after {READY:?}\n{}", cluster.stderr());
@@ -129,15 +164,15 @@ impl Cluster {
 }
 
 fn text_encoder_args(config: &ClusterConfig) -> Vec<String> {
-    let mut args = vec!["--base".to_owned(), config.base.display().to_string()];
-    if let Some(refiner) = &config.refiner {
+    let mut args = config.model("--base", &config.base);
+    if let Some(refiner) = config.refiner.as_ref().filter(|_| config.profile.is_none()) {
         args.extend(["--refiner".to_owned(), refiner.display().to_string()]);
     }
     args
 }
 
-fn denoiser_args(model: &std::path::Path, flags: &[String]) -> Vec<String> {
-    let mut args = vec!["--model".to_owned(), model.display().to_string()];
-    args.extend_from_slice(flags);
+fn denoiser_args(config: &ClusterConfig, folder: &Path) -> Vec<String> {
+    let mut args = config.model("--model", folder);
+    args.extend_from_slice(&config.denoiser_flags);
     args
 }

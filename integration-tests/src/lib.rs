@@ -4,6 +4,7 @@
 pub mod altered;
 pub mod client;
 pub mod cluster;
+pub mod fleet;
 pub mod golden;
 pub mod made;
 pub mod picture;
@@ -12,6 +13,7 @@ pub mod process;
 pub use altered::Altered;
 pub use client::{Clients, fox, refused_fields};
 pub use cluster::{Cluster, ClusterConfig};
+pub use fleet::{Fault, Member};
 pub use made::Made;
 pub use picture::{Difference, Picture};
 pub use process::Server;

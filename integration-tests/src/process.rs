@@ -96,6 +96,15 @@ impl Server {
         wait(&mut self.child.lock().expect("no test panicked in here"), limit)
     }
 
+    /// Bytes of memory that the process holds at this moment.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib: Option<u64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+        kib.unwrap_or(0) * 1024
+    }
+
     /// What the process has written to stderr so far.
     #[must_use]
     pub fn stderr(&self) -> String {
@@ -126,10 +135,15 @@ pub struct Starting {
 impl Starting {
     /// Starts `binary` on a free port of 127.0.0.1.
     pub fn spawn<S: AsRef<OsStr>>(binary: &str, args: impl IntoIterator<Item = S>) -> Self {
+        Self::spawn_at(binary, args, "127.0.0.1:0")
+    }
+
+    /// Starts `binary` at an address.
+    pub fn spawn_at<S: AsRef<OsStr>>(binary: &str, args: impl IntoIterator<Item = S>, listen: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder for a server's log");
         let stderr = folder.path().join("stderr");
         let mut child = command(binary, args)
-            .args(["--listen", "127.0.0.1:0", "--stop-on-stdin-close"])
+            .args(["--listen", listen, "--stop-on-stdin-close"])
             .stderr(File::create(&stderr).expect("a server's log"))
             .spawn()
             .expect("the binary runs");
