@@ -5,7 +5,7 @@ mod load;
 
 use clap::Parser;
 use engine::TextEncoderEngine;
-use sdxl_stage::{StageArgs, serve};
+use sdxl_stage::{EngineKind, StageArgs, serve, simulated::SimulatedTextEncoder};
 use std::{path::PathBuf, process::ExitCode};
 
 /// SDXL's text encoders as a gRPC server: prompts to embeddings, for the base and, if given, for the refiner.
@@ -17,8 +17,14 @@ use std::{path::PathBuf, process::ExitCode};
 #[command(version)]
 struct Args {
     /// The base's checkpoint folder, with model_index.json, its text encoders and tokenizers
-    #[arg(long, env = "SDXL_BASE", value_name = "DIR")]
-    base: PathBuf,
+    #[arg(
+        long,
+        env = "SDXL_BASE",
+        value_name = "DIR",
+        required_unless_present = "engine",
+        required_if_eq("engine", "candle")
+    )]
+    base: Option<PathBuf>,
 
     /// The refiner's checkpoint folder; its encoder is shared with the base's where they are the same
     #[arg(long, env = "SDXL_REFINER", value_name = "DIR")]
@@ -30,6 +36,14 @@ struct Args {
 
 fn main() -> ExitCode {
     let Args { base, refiner, stage } = Args::parse();
-    let (dtype, device) = (stage.dtype.dtype(), stage.device.device());
-    serve::text_encoder(&stage, move || TextEncoderEngine::load(&base, refiner.as_deref(), dtype, &device))
+    let (dtype, device, engine) = (stage.dtype.dtype(), stage.device.device(), stage.engine.clone());
+    match engine.kind {
+        EngineKind::Candle => serve::text_encoder(&stage, move || {
+            let base = engine.checkpoint("--base", base)?;
+            TextEncoderEngine::load(&base, refiner.as_deref(), dtype, &device)
+        }),
+        EngineKind::Simulated => {
+            serve::text_encoder(&stage, move || SimulatedTextEncoder::load(engine.profile()?))
+        }
+    }
 }

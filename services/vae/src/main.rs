@@ -5,7 +5,7 @@ mod engine;
 
 use clap::Parser;
 use engine::VaeEngine;
-use sdxl_stage::{StageArgs, serve};
+use sdxl_stage::{EngineKind, StageArgs, serve, simulated::SimulatedVae};
 use std::{path::PathBuf, process::ExitCode};
 
 /// SDXL's autoencoder as a gRPC server: latents to PNG, JPEG or WebP pictures.
@@ -17,8 +17,14 @@ use std::{path::PathBuf, process::ExitCode};
 #[command(version)]
 struct Args {
     /// Checkpoint folder, with model_index.json and vae/
-    #[arg(long, env = "SDXL_MODEL", value_name = "DIR")]
-    model: PathBuf,
+    #[arg(
+        long,
+        env = "SDXL_MODEL",
+        value_name = "DIR",
+        required_unless_present = "engine",
+        required_if_eq("engine", "candle")
+    )]
+    model: Option<PathBuf>,
 
     #[command(flatten)]
     stage: StageArgs<50064>,
@@ -26,6 +32,11 @@ struct Args {
 
 fn main() -> ExitCode {
     let Args { model, stage } = Args::parse();
-    let (dtype, device) = (stage.dtype.dtype(), stage.device.device());
-    serve::vae(&stage, move || VaeEngine::load(&model, dtype, &device))
+    let (dtype, device, engine) = (stage.dtype.dtype(), stage.device.device(), stage.engine.clone());
+    match engine.kind {
+        EngineKind::Candle => {
+            serve::vae(&stage, move || VaeEngine::load(&engine.checkpoint("--model", model)?, dtype, &device))
+        }
+        EngineKind::Simulated => serve::vae(&stage, move || SimulatedVae::load(engine.profile()?)),
+    }
 }

@@ -6,17 +6,24 @@ mod load;
 
 pub use engine::{DenoiserEngine, DenoiserRun};
 use sdxl_core::StageKind;
-use sdxl_stage::{BatchLimit, StageArgs, serve};
+use sdxl_stage::{BatchLimit, EngineKind, StageArgs, serve, simulated::SimulatedDenoiser};
 use std::{path::PathBuf, process::ExitCode};
 
 /// What a denoiser is told at its start.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DenoiserArgs<const PORT: u16> {
     /// Checkpoint folder, with model_index.json, scheduler/ and unet/
-    #[arg(long, env = "SDXL_MODEL", value_name = "DIR")]
-    pub model: PathBuf,
+    #[arg(
+        long,
+        env = "SDXL_MODEL",
+        value_name = "DIR",
+        required_unless_present = "engine",
+        required_if_eq("engine", "candle")
+    )]
+    pub model: Option<PathBuf>,
 
-    /// Pictures that take a step together, as N for all sizes or HEIGHTxWIDTH=N for one; found at the start if not given
+    /// Pictures that take a step together, as N for all sizes or HEIGHTxWIDTH=N for one; found at the start if not given,
+    /// or as the profile says
     #[arg(long, env = "SDXL_MAX_BATCH", value_name = "N,…", value_delimiter = ',')]
     pub max_batch: Vec<BatchLimit>,
 
@@ -25,9 +32,18 @@ pub struct DenoiserArgs<const PORT: u16> {
     pub stage: StageArgs<PORT>,
 }
 
-/// Serves the checkpoint as the stage `kind`, [`StageKind::BaseUnet`] or [`StageKind::Refiner`], until told to stop.
+/// Serves the checkpoint, or what the profile makes of it, as the stage `kind`, [`StageKind::BaseUnet`] or
+/// [`StageKind::Refiner`], until told to stop.
 pub fn run<const PORT: u16>(kind: StageKind, args: DenoiserArgs<PORT>) -> ExitCode {
     let DenoiserArgs { model, max_batch, stage } = args;
-    let (dtype, device) = (stage.dtype.dtype(), stage.device.device());
-    serve::denoiser(kind, &stage, move || DenoiserEngine::load(kind, &model, (dtype, &device), &max_batch))
+    let (dtype, device, engine) = (stage.dtype.dtype(), stage.device.device(), stage.engine.clone());
+    match engine.kind {
+        EngineKind::Candle => serve::denoiser(kind, &stage, move || {
+            let model = engine.checkpoint("--model", model)?;
+            DenoiserEngine::load(kind, &model, (dtype, &device), &max_batch)
+        }),
+        EngineKind::Simulated => serve::denoiser(kind, &stage, move || {
+            SimulatedDenoiser::load(kind, engine.profile()?, &max_batch)
+        }),
+    }
 }

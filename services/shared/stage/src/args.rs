@@ -1,9 +1,13 @@
 //! The arguments that all stages share.
 
+use anyhow::{Context, bail};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use sdxl_runtime::args::{ServerArgs, TelemetryArgs};
-use std::num::NonZeroUsize;
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 /// What every stage can be told, beside its checkpoint. `PORT` is its default port.
 #[derive(Args, Clone, Debug)]
@@ -19,6 +23,10 @@ pub struct StageArgs<const PORT: u16> {
     /// Threads that compute; all cores if not given
     #[arg(long, env = "SDXL_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would become the help text of the whole command")]
+    pub engine: EngineArgs,
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "a doc comment would become the help text of the whole command")]
@@ -43,6 +51,57 @@ pub struct WorkerArgs {
     /// Requests worked on in turns, step by step, so that a short one need not wait for a long one
     #[arg(long, env = "SDXL_MAX_ACTIVE", value_name = "N", default_value = "32")]
     pub max_active: NonZeroUsize,
+}
+
+/// Whether networks compute, or a profile's times pass. A stage's checkpoint flag is
+/// `required_unless_present = "engine", required_if_eq("engine", "candle")`: clap asks for what the engine needs.
+#[derive(Args, Clone, Debug)]
+pub struct EngineArgs {
+    /// What does the work
+    #[arg(
+        id = "engine",
+        long,
+        env = "SDXL_ENGINE",
+        value_name = "ENGINE",
+        value_enum,
+        default_value_t = EngineKind::Candle,
+        requires_if("simulated", "profile")
+    )]
+    pub kind: EngineKind,
+
+    /// Times and shapes of the simulated engine, a TOML file
+    #[arg(long, env = "SDXL_PROFILE", value_name = "FILE", requires = "engine")]
+    pub profile: Option<PathBuf>,
+}
+
+impl EngineArgs {
+    /// The checkpoint folder that was given with `flag`, for the engine that computes.
+    ///
+    /// # Errors
+    /// Where there is none, or a profile that this engine would not keep; one line that names the flag.
+    pub fn checkpoint(&self, flag: &str, folder: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+        if self.profile.is_some() {
+            bail!("--profile is of --engine simulated, and the engine is candle");
+        }
+        folder.with_context(|| format!("{flag} DIR is missing; only --engine simulated does without"))
+    }
+
+    /// The profile, for the engine that simulates.
+    ///
+    /// # Errors
+    /// Where there is none; one line that names the flag.
+    pub fn profile(&self) -> anyhow::Result<&Path> {
+        self.profile.as_deref().context("--engine simulated needs --profile FILE")
+    }
+}
+
+/// What does a stage's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineKind {
+    /// The networks of a checkpoint
+    Candle,
+    /// Nothing: takes the time that a profile says, and gives results that show nothing
+    Simulated,
 }
 
 /// Number formats that networks compute in.
@@ -81,6 +140,63 @@ impl ComputeDevice {
     pub fn device(self) -> Device {
         match self {
             Self::Cpu => Device::Cpu,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Stage {
+        #[arg(long, required_unless_present = "engine", required_if_eq("engine", "candle"))]
+        model: Option<PathBuf>,
+        #[command(flatten)]
+        stage: StageArgs<0>,
+    }
+
+    fn parse(args: &[&str]) -> Result<(EngineKind, Option<PathBuf>), String> {
+        let args = ["stage"].iter().chain(args);
+        let Stage { model, stage } = Stage::try_parse_from(args).map_err(|error| error.to_string())?;
+        let kind = stage.engine.kind;
+        let path = match kind {
+            EngineKind::Candle => stage.engine.checkpoint("--model", model).map(Some),
+            EngineKind::Simulated => stage.engine.profile().map(|path| Some(path.to_owned())),
+        };
+        path.map(|path| (kind, path)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_engine_gets_what_it_needs() {
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(parse(&["--model", "m"]), Ok((EngineKind::Candle, path("m"))));
+        assert_eq!(parse(&["--engine", "candle", "--model", "m"]), Ok((EngineKind::Candle, path("m"))));
+        let simulated = ["--engine", "simulated", "--profile", "p"];
+        assert_eq!(parse(&simulated), Ok((EngineKind::Simulated, path("p"))));
+        assert_eq!(
+            parse(&[&simulated[..], &["--model", "m"]].concat()),
+            Ok((EngineKind::Simulated, path("p")))
+        );
+    }
+
+    #[test]
+    fn what_an_engine_misses_or_would_not_keep_is_named() {
+        let cases: [(&[&str], &str); 6] = [
+            (&[], "--model <MODEL>"),
+            (&["--engine", "candle"], "--model <MODEL>"),
+            (&["--engine", "simulated"], "--profile <FILE>"),
+            (&["--profile", "p", "--model", "m"], "--engine <ENGINE>"),
+            (
+                &["--engine", "candle", "--profile", "p", "--model", "m"],
+                "--profile is of --engine simulated, and the engine is candle",
+            ),
+            (&["--engine", "torch"], "[possible values: candle, simulated]"),
+        ];
+        for (args, named) in cases {
+            let error = parse(args).unwrap_err();
+            assert!(error.contains(named), "{args:?}: {error}");
         }
     }
 }

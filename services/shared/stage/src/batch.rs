@@ -33,6 +33,15 @@ impl FromStr for BatchLimit {
     }
 }
 
+impl BatchLimit {
+    /// What is given for a size: its own number before that for all, the last of several.
+    #[must_use]
+    pub fn of(given: &[Self], size: Size) -> Option<usize> {
+        let last = |wanted: Option<Size>| given.iter().rev().find(|limit| limit.size == wanted);
+        last(Some(size)).or_else(|| last(None)).map(|limit| limit.pictures)
+    }
+}
+
 /// How many pictures of a size take a step together at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchLimits {
@@ -57,9 +66,8 @@ impl BatchLimits {
     /// The limit of a size, at least 1.
     #[must_use]
     pub fn of(&self, size: Size) -> usize {
-        let given = |wanted: Option<Size>| self.given.iter().rev().find(|limit| limit.size == wanted);
-        if let Some(limit) = given(Some(size)).or_else(|| given(None)) {
-            return limit.pictures;
+        if let Some(pictures) = BatchLimit::of(&self.given, size) {
+            return pictures;
         }
         let area = |size: Size| u64::from(size.height) * u64::from(size.width);
         let (at, pictures) = self.found;

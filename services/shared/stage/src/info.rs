@@ -9,11 +9,11 @@ use sdxl_proto::{convert, v1};
 pub struct StageInfo {
     /// What it is.
     pub kind: StageKind,
-    /// The checkpoint's name.
+    /// The checkpoint's name, or the profile's.
     pub model: String,
-    /// A hash of this stage's configs and weights.
+    /// A hash of this stage's configs and weights, or of the profile.
     pub revision: String,
-    /// "cpu" or "cuda:N".
+    /// "cpu", "cuda:N" or "simulated".
     pub device: String,
     /// What its networks compute in.
     pub dtype: DType,

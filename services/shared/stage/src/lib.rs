@@ -10,13 +10,14 @@ pub mod grpc;
 pub mod info;
 pub mod jobs;
 pub mod serve;
+pub mod simulated;
 pub mod tensor;
 pub mod worker;
 
 #[cfg(test)]
 mod toy;
 
-pub use args::StageArgs;
+pub use args::{EngineArgs, EngineKind, StageArgs};
 pub use batch::{BatchLimit, BatchLimits};
 pub use engine::{Engine, EngineError, Step, StepOf, Work};
 pub use error::StageError;
