@@ -211,8 +211,8 @@ fn distances(
     let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let of = |name: String, distance: &quality::Distance| Frechet {
         name,
-        shown: distance.shown.estimate.clone(),
-        whole: distance.whole.estimate.clone(),
+        shown: distance.shown.estimate,
+        whole: distance.whole.estimate,
     };
     let truth = quality::Truth::new(bench, prompts)?;
     let mut distances = vec![
