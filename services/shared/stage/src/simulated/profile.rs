@@ -46,7 +46,7 @@ pub(super) struct ConditionerProfile {
 
 /// A denoiser's part.
 #[derive(Clone, Debug)]
-pub(super) struct DenoiserProfile {
+pub(crate) struct DenoiserProfile {
     pub(super) warm_up: Duration,
     pub(super) info: DenoiserInfo,
     steps: Vec<(Size, StepTime)>,
@@ -71,7 +71,7 @@ pub(super) struct VaeProfile {
 
 impl Profile {
     /// The part of the stage `kind`, which is a denoiser.
-    pub(super) fn denoiser(&self, kind: StageKind) -> Option<&DenoiserProfile> {
+    pub(crate) fn denoiser(&self, kind: StageKind) -> Option<&DenoiserProfile> {
         if kind == StageKind::Refiner { self.refiner.as_ref() } else { Some(&self.base_unet) }
     }
 }
@@ -87,7 +87,7 @@ impl TextEncoderProfile {
 
 impl DenoiserProfile {
     /// A step with so many evaluations of the network, together.
-    pub(super) fn step(&self, size: Size, evaluations: u32) -> Duration {
+    pub(crate) fn step(&self, size: Size, evaluations: u32) -> Duration {
         let overhead = by_area(&self.steps, size, |time| time.overhead, Beyond::Same);
         let each = by_area(&self.steps, size, |time| time.per_evaluation, Beyond::InProportion);
         seconds(overhead + f64::from(evaluations) * each)
@@ -95,7 +95,7 @@ impl DenoiserProfile {
 
     /// The most pictures of `size` that share a step: as listed, else as many more or fewer than at the listed size next
     /// to it in area as that is larger or smaller, so that a full batch has as many pixels.
-    pub(super) fn max_batch(&self, size: Size) -> usize {
+    pub(crate) fn max_batch(&self, size: Size) -> usize {
         let distance = |other: Size| (pixels(other) / pixels(size)).ln().abs();
         let exact = self.steps.iter().find(|(listed, _)| *listed == size);
         let nearest = || self.steps.iter().min_by(|(a, _), (b, _)| distance(*a).total_cmp(&distance(*b)));

@@ -13,8 +13,8 @@ use std::{
 };
 
 /// A run without a deadline is due when so many times its own time has passed.
-const INTERACTIVE_SLOWDOWN: u32 = 3;
-const BATCH_SLOWDOWN: u32 = 30;
+const INTERACTIVE_SLOWDOWN: u32 = 10;
+const BATCH_SLOWDOWN: u32 = 100;
 
 /// When a run is due that arrived at `arrival` and takes `alone` by itself.
 pub(super) fn due(
@@ -110,6 +110,9 @@ impl Turns {
 }
 
 #[cfg(test)]
+mod load;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -180,9 +183,9 @@ mod tests {
         let (start, alone) = (Instant::now(), Duration::from_millis(100));
         let in_ms = |milliseconds| Some(after(start, milliseconds));
         let due = |priority, deadline| due(start, alone, priority, deadline);
-        assert_eq!(Some(due(Priority::Interactive, None)), in_ms(300));
+        assert_eq!(Some(due(Priority::Interactive, None)), in_ms(1000));
         assert_eq!(Some(due(Priority::Interactive, in_ms(200))), in_ms(200));
-        assert_eq!(Some(due(Priority::Interactive, in_ms(9000))), in_ms(300));
-        assert_eq!(Some(due(Priority::Batch, in_ms(9000))), in_ms(3000));
+        assert_eq!(Some(due(Priority::Interactive, in_ms(9000))), in_ms(1000));
+        assert_eq!(Some(due(Priority::Batch, in_ms(90_000))), in_ms(10_000));
     }
 }
