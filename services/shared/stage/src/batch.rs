@@ -84,8 +84,8 @@ impl BatchLimits {
 pub fn find<E>(mut seconds: impl FnMut(usize) -> Result<f64, E>) -> Result<usize, E> {
     /// So much cheaper a picture has to get, for others to wait for the larger batch.
     const GAIN: f64 = 0.95;
-    /// A step that takes longer is not tried in a larger batch.
-    const LONGEST: f64 = 1.0;
+    /// A step that takes longer is not tried in a larger batch: whoever joins waits for it, and so does the start.
+    const LONGEST: f64 = 0.1;
     let (mut best, mut time) = (1, seconds(1)?);
     while best < MOST && time < LONGEST {
         let next = seconds(2 * best)?;
