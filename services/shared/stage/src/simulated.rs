@@ -1,5 +1,5 @@
 //! The simulated engine: a stage that takes a profile's time for its work instead of computing, and gives results that
-//! follow from the request alone, so that scheduling can be tested with hundreds of replicas on two cores.
+//! follow from the request alone, so that scheduling can be tested with hundreds of replicas on a few cores.
 //!
 //! What is kept of the real engines: what they say of themselves, what they refuse, how long a piece of work takes by
 //! size and batch, how many pictures share a step, events, checkpoints, and that the same request gives the same bytes,
