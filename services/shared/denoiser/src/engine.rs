@@ -140,12 +140,18 @@ impl Engine for DenoiserEngine {
     type Output = Tensor;
 
     fn warm_up(&mut self) -> Result<(), EngineError> {
-        // At a small size first: it is enough to find what does not work.
-        let mut run = self.begin(self.warm_up_job(Size::new(64, 64), 1))?;
-        let step = self.advance(&mut [&mut run]);
-        step.into_iter().try_for_each(|result| result.map(drop))?;
-        if !BatchLimits::are_given(&self.given) {
-            let side = (self.info.sample_size * SIDE_MULTIPLE).clamp(MIN_SIDE, MAX_SIDE);
+        let side = (self.info.sample_size * SIDE_MULTIPLE).clamp(MIN_SIDE, MAX_SIDE);
+        // A small size is enough to find what does not work.
+        let (mut trial, mut seconds) = (MIN_SIDE, self.measure(Size::new(MIN_SIDE, MIN_SIDE), 1)?);
+        if BatchLimits::are_given(&self.given) {
+            return Ok(());
+        }
+        while trial < side && seconds < batch::LONGEST {
+            trial = (2 * trial).min(side);
+            seconds = self.measure(Size::new(trial, trial), 1)?;
+        }
+        // A device that is too slow for a picture of the usual size gains nothing by several.
+        if seconds < batch::LONGEST {
             let size = Size::new(side, side);
             let found = batch::find(|pictures| self.measure(size, pictures))?;
             self.limits = BatchLimits::new(&self.given, (size, found));

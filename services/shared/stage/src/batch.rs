@@ -76,6 +76,10 @@ impl BatchLimits {
     }
 }
 
+/// A step that takes longer, in seconds, is not tried in a larger batch or of a larger picture: whoever joins waits for it,
+/// and so does the start.
+pub const LONGEST: f64 = 0.1;
+
 /// The smallest batch, of 1, 2, 4 and so on, beyond which a picture gets hardly cheaper. `seconds` measures a step of so
 /// many pictures.
 ///
@@ -84,8 +88,6 @@ impl BatchLimits {
 pub fn find<E>(mut seconds: impl FnMut(usize) -> Result<f64, E>) -> Result<usize, E> {
     /// So much cheaper a picture has to get, for others to wait for the larger batch.
     const GAIN: f64 = 0.95;
-    /// A step that takes longer is not tried in a larger batch: whoever joins waits for it, and so does the start.
-    const LONGEST: f64 = 0.1;
     let (mut best, mut time) = (1, seconds(1)?);
     while best < MOST && time < LONGEST {
         let next = seconds(2 * best)?;

@@ -388,7 +388,9 @@ impl<E: Engine> Worker<E> {
         let (results, time) = timed(|| engine.advance(&mut runs))?;
         self.queue.progressed();
         let evaluations = batch.iter().map(|active| active.work.evaluations).sum();
-        if let Some(first) = batch.first().filter(|_| results.iter().all(Result::is_ok)) {
+        // A turn that only hands over what is done says nothing of how long steps take.
+        let is_step = batch.iter().any(|active| active.work.steps > 0) && results.iter().all(Result::is_ok);
+        if let Some(first) = batch.first().filter(|_| is_step) {
             self.times.observe(first.work.size, evaluations, time);
         }
         let shares = batch.iter().map(|active| (&active.caller.terms.tenant, active.work.evaluations));
