@@ -10,6 +10,7 @@ run: ## Build, start every service here, make a picture through gRPC and say whe
 
 test: ## Install what the tests need and run them all
 	integration-tests/python/setup.sh
+	integration-tests/redis/setup.sh
 	cargo build --workspace --bins
 	cargo test --workspace --no-fail-fast
 

@@ -1,5 +1,6 @@
 //! The command line, as it is written. [`crate::Config`] is what it means.
 
+use crate::keep::KeepArgs;
 use clap::Parser;
 use sdxl_runtime::args::{ServerArgs, TelemetryArgs, seconds};
 use std::time::Duration;
@@ -66,6 +67,10 @@ pub struct Args {
     /// The same beside that, as a share of all calls to stages in the last 10 seconds
     #[arg(long, env = "SDXL_RETRY_RATIO", value_name = "F", default_value_t = 0.2)]
     pub retry_ratio: f32,
+
+    /// What outlives a request.
+    #[command(flatten)]
+    pub keep: KeepArgs,
 
     /// Where to listen, and how to end.
     #[command(flatten)]

@@ -2,6 +2,7 @@
 
 use crate::{
     args::Args,
+    keep::{Keep, KeepError},
     placement::{Address, DnsName, Source},
 };
 use sdxl_core::StageKind;
@@ -31,6 +32,8 @@ pub struct Config {
     pub retries_per_second: u32,
     /// Retries allowed beside those, as a share of all calls to stages.
     pub retry_ratio: f32,
+    /// What outlives a request.
+    pub keep: Keep,
     /// How long running requests may take to finish once the coordinator is told to stop.
     pub drain_timeout: Duration,
 }
@@ -71,6 +74,9 @@ pub enum ConfigError {
     /// The share of retries is none.
     #[error("--retry-ratio: {0} is not in 0..=10")]
     RetryRatio(String),
+    /// What is to be kept makes no sense.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
 }
 
 impl TryFrom<&Args> for Config {
@@ -97,6 +103,7 @@ impl TryFrom<&Args> for Config {
             patience: args.patience,
             retries_per_second: args.retries_per_second,
             retry_ratio: args.retry_ratio,
+            keep: Keep::try_from(&args.keep)?,
             drain_timeout: args.server.drain_timeout,
         })
     }

@@ -4,17 +4,22 @@
 
 mod admission;
 mod args;
+mod cache;
 mod cluster;
 mod config;
+mod keep;
 mod pipeline;
 pub mod placement;
 mod readiness;
 mod service;
+mod store;
 
 pub use args::Args;
 pub use config::{Config, ConfigError};
+pub use keep::{Keep, KeepArgs, KeepError, Redis};
 pub use pipeline::GenerateError;
 
+use cache::EmbeddingCache;
 use placement::Fleets;
 use readiness::Readiness;
 use sdxl_proto::{
@@ -30,6 +35,7 @@ use sdxl_runtime::{
 };
 use service::{Generation, Model, Settings};
 use std::sync::Arc;
+use store::Store;
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 
@@ -50,7 +56,10 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
         checkpoint_interval: config.checkpoint_interval,
         patience: config.patience,
     };
-    let generation = Generation::new(Arc::clone(&fleets), readiness.model(), settings);
+    let keep = &config.keep;
+    let store = keep.redis.clone().map(|redis| Store::start(redis.0)).transpose()?;
+    let cache = EmbeddingCache::new(keep.embedding_cache_bytes, store, keep.embedding_cache_ttl);
+    let generation = Generation::new(Arc::clone(&fleets), readiness.model(), cache, settings);
     let routes = Routes::new(
         ImageGenerationServiceServer::new(generation).max_decoding_message_size(MAX_MESSAGE_BYTES),
     )

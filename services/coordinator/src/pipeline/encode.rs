@@ -1,4 +1,4 @@
-//! Prompts to embeddings: each distinct text of a request once, all in one call.
+//! Prompts to embeddings: each distinct text of a request once, those that the cache does not have in one call.
 
 use super::{
     Pipeline,
@@ -6,16 +6,20 @@ use super::{
     hop::{self, Fault, Placing, Spent},
     reply,
 };
-use crate::placement::Lease;
+use crate::{
+    cache::{self, Key},
+    placement::Lease,
+};
 use sdxl_core::{Conditioner, ConditionerInfo, DenoisePlan};
 use sdxl_proto::{
     MAX_MESSAGE_BYTES,
     v1::{self, DType, text_encoder_service_client::TextEncoderServiceClient},
 };
+use std::sync::Arc;
 use tracing::{Instrument, field::Empty, info_span};
 
 /// Embeddings in the order of the plan's texts, checked.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Texts(Vec<v1::TextEmbedding>);
 
 impl Texts {
@@ -25,10 +29,73 @@ impl Texts {
     }
 }
 
+/// What the cache knew of a request's texts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lookups {
+    /// Texts that it had, or that another request had just encoded.
+    pub(crate) hits: usize,
+    /// Texts that were encoded for this request.
+    pub(crate) misses: usize,
+}
+
+/// A request's texts, and how they were come by.
+#[derive(Debug, Default)]
+pub(super) struct Encoded {
+    pub(super) texts: Texts,
+    /// Of each call; none where the cache had all.
+    pub(super) timings: Vec<v1::StageTiming>,
+    pub(super) cache: Lookups,
+}
+
 impl Pipeline<'_> {
-    pub(super) async fn encode(self) -> Result<(Texts, v1::StageTiming), GenerateError> {
+    pub(super) async fn encode(self) -> Result<Encoded, GenerateError> {
         let fleet = &self.fleets.text_encoder;
-        let texts = self.plan.texts.len();
+        let info = fleet.status().borrow().info.clone();
+        let info = info.ok_or(GenerateError::NoReplica { stage: fleet.stage() })?;
+        let mut left: Vec<(usize, Key)> =
+            self.plan.texts.iter().map(|text| cache::key(&info, text)).enumerate().collect();
+        let mut found = vec![v1::TextEmbedding::default(); left.len()];
+        let mut encoded = Encoded::default();
+        // More than once only where another request failed to encode what it was waited for.
+        while !left.is_empty() {
+            let lookup = self.cache.look_up(&left, &|index, kept| self.checked(index, kept)).await;
+            for (index, embedding) in lookup.found {
+                found[index] = embedding;
+                left.retain(|(other, _)| *other != index);
+            }
+            let (indices, flights): (Vec<_>, Vec<_>) = lookup.missing.into_iter().unzip();
+            if !indices.is_empty() {
+                let (embeddings, revision, timing) = self.encode_all(&indices).await?;
+                encoded.timings.push(timing);
+                encoded.cache.misses += indices.len();
+                for ((index, flight), embedding) in indices.iter().zip(flights).zip(embeddings) {
+                    found[*index] = embedding.clone();
+                    // The key is of the revision that was there when it was made.
+                    if *revision == *info.revision {
+                        flight.land(embedding, true);
+                    }
+                }
+                left.retain(|(index, _)| !indices.contains(index));
+            }
+            for (index, mut flight) in lookup.awaited {
+                let Ok(landed) = flight.wait_for(Option::is_some).await else { continue };
+                found[index] = landed.clone().unwrap_or_default();
+                left.retain(|(other, _)| *other != index);
+            }
+        }
+        self.promise.done(fleet.stage(), found.len() as u64);
+        encoded.cache.hits = found.len().saturating_sub(encoded.cache.misses);
+        encoded.texts = Texts(found);
+        Ok(encoded)
+    }
+
+    /// Has the texts of `indices` encoded; with the revision that did it.
+    async fn encode_all(
+        self,
+        indices: &[usize],
+    ) -> Result<(Vec<v1::TextEmbedding>, Arc<str>, v1::StageTiming), GenerateError> {
+        let fleet = &self.fleets.text_encoder;
+        let texts = indices.len();
         let span = info_span!("encode", otel.kind = "client", stage = %fleet.stage(), replica = Empty, texts);
         async {
             let mut placing = Placing::new(self, fleet, texts as u64, false);
@@ -36,11 +103,10 @@ impl Pipeline<'_> {
                 let lease = placing.next().await?;
                 let replica = lease.replica().address().to_string();
                 self.events.progress(fleet.stage(), None, 0, replica);
-                match self.encode_on(&lease).await {
-                    Ok((encoded, spent)) => {
+                match self.encode_on(&lease, indices).await {
+                    Ok((embeddings, spent)) => {
                         lease.replica().stepped(texts as u64, spent.on_device());
-                        self.promise.done(fleet.stage(), texts as u64);
-                        return Ok((encoded, placing.timing(None, &spent)));
+                        return Ok((embeddings, lease.revision().into(), placing.timing(None, &spent)));
                     }
                     Err(fault) => placing.failed(lease.replica(), fault, self.patience)?,
                 }
@@ -50,10 +116,14 @@ impl Pipeline<'_> {
         .await
     }
 
-    async fn encode_on(self, lease: &Lease) -> Result<(Texts, Spent), Fault> {
+    async fn encode_on(
+        self,
+        lease: &Lease,
+        indices: &[usize],
+    ) -> Result<(Vec<v1::TextEmbedding>, Spent), Fault> {
         let mut client = TextEncoderServiceClient::new(lease.replica().channel())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let inputs = self.plan.texts.iter().map(|text| v1::TextInput {
+        let inputs = indices.iter().map(|index| &self.plan.texts[*index]).map(|text| v1::TextInput {
             conditioner: v1::Conditioner::from(text.conditioner).into(),
             prompt: text.prompt.clone(),
             prompt_2: text.prompt_2.clone(),
@@ -64,22 +134,20 @@ impl Pipeline<'_> {
         let answer = hop::answer(lease.replica(), client.encode(request)).await?;
         let (queue_time, run_time) = (answer.queue_time, answer.run_time);
         let spent = Spent { queue_time, run_time, ..Spent::default() };
-        Ok((self.checked(answer.embeddings).map_err(Fault::Reply)?, spent))
+        let embeddings = answer.embeddings;
+        if embeddings.len() != indices.len() {
+            let problem = format!("{} embeddings for {} texts", embeddings.len(), indices.len());
+            return Err(Fault::Reply(problem));
+        }
+        let checked = indices.iter().zip(embeddings).map(|(index, e)| self.checked(*index, e));
+        Ok((checked.collect::<Result<_, _>>().map_err(Fault::Reply)?, spent))
     }
 
-    /// The embeddings, if they are as many and as wide as they should be.
-    fn checked(self, embeddings: Vec<v1::TextEmbedding>) -> Result<Texts, String> {
-        let texts = &self.plan.texts;
-        if embeddings.len() != texts.len() {
-            return Err(format!("{} embeddings for {} texts", embeddings.len(), texts.len()));
-        }
-        let checked = texts.iter().zip(embeddings).enumerate().map(|(i, (text, embedding))| {
-            let info = self
-                .conditioner(text.conditioner)
-                .ok_or_else(|| format!("embeddings[{i}] is for a refiner that is not served"))?;
-            check(i, info, embedding)
-        });
-        Ok(Texts(checked.collect::<Result<_, _>>()?))
+    /// The embedding of a text of the plan, if it is as wide as it should be.
+    fn checked(self, index: usize, embedding: v1::TextEmbedding) -> Result<v1::TextEmbedding, String> {
+        let text = self.plan.texts.get(index).and_then(|text| self.conditioner(text.conditioner));
+        let info = text.ok_or_else(|| format!("embeddings[{index}] is for a refiner that is not served"))?;
+        check(index, info, embedding)
     }
 
     fn conditioner(&self, which: Conditioner) -> Option<&ConditionerInfo> {

@@ -12,11 +12,13 @@ mod hop;
 mod reply;
 mod watch;
 
+pub(crate) use encode::Lookups;
 pub use error::GenerateError;
 pub(crate) use events::{Events, Item};
 
 use crate::{
     admission::Promise,
+    cache::EmbeddingCache,
     placement::{Fleet, Fleets},
 };
 use encode::Texts;
@@ -34,6 +36,8 @@ const EARLIER: Duration = Duration::from_millis(5);
 pub(crate) struct Pipeline<'a> {
     /// Who does it.
     pub(crate) fleets: &'a Fleets,
+    /// Texts that were encoded before.
+    pub(crate) cache: &'a EmbeddingCache,
     /// What they serve.
     pub(crate) model: &'a ModelInfo,
     /// What is to be done.
@@ -57,6 +61,8 @@ pub(crate) struct Outcome {
     pub(crate) timings: Vec<v1::StageTiming>,
     /// What the caller may not have meant.
     pub(crate) warnings: Vec<v1::Warning>,
+    /// What the cache knew of its texts.
+    pub(crate) cache: Lookups,
 }
 
 impl<'a> Pipeline<'a> {
@@ -78,11 +84,12 @@ impl<'a> Pipeline<'a> {
     }
 
     async fn all(self) -> Result<Outcome, GenerateError> {
-        let (texts, timing) = self.encode().await?;
+        let encoded = self.encode().await?;
+        let texts = encoded.texts;
         let pictures = (0_u32..).zip(&self.plan.seeds).map(|(i, seed)| self.picture(i, *seed, &texts));
         let timings = try_join_all(pictures).await?;
-        let timings = std::iter::once(timing).chain(timings.into_iter().flatten()).collect();
-        Ok(Outcome { timings, warnings: self.warnings(&texts) })
+        let timings = encoded.timings.into_iter().chain(timings.into_iter().flatten()).collect();
+        Ok(Outcome { timings, warnings: self.warnings(&texts), cache: encoded.cache })
     }
 
     async fn picture(

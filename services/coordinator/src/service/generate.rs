@@ -3,6 +3,7 @@
 use super::{known, record::Record};
 use crate::{
     admission::{Admission, Promise, Work},
+    cache::EmbeddingCache,
     cluster::{Cluster, ModelState},
     pipeline::{Events, GenerateError, Item, Outcome, Pipeline, latent_pixels},
     placement::Fleets,
@@ -37,6 +38,7 @@ pub(crate) struct Generation {
     fleets: Arc<Fleets>,
     model: watch::Receiver<ModelState>,
     admission: Admission,
+    cache: EmbeddingCache,
     settings: Settings,
 }
 
@@ -52,8 +54,13 @@ pub(crate) struct Settings {
 }
 
 impl Generation {
-    pub(crate) fn new(fleets: Arc<Fleets>, model: watch::Receiver<ModelState>, settings: Settings) -> Self {
-        Self { fleets, model, admission: Admission::new(settings.max_requests), settings }
+    pub(crate) fn new(
+        fleets: Arc<Fleets>,
+        model: watch::Receiver<ModelState>,
+        cache: EmbeddingCache,
+        settings: Settings,
+    ) -> Self {
+        Self { fleets, model, admission: Admission::new(settings.max_requests), cache, settings }
     }
 
     /// Makes a plan of the request, or says in its log line why there is none.
@@ -62,8 +69,8 @@ impl Generation {
         match self.plan(request) {
             Ok((plan, terms, cluster, promise)) => {
                 record.planned(&plan);
-                let (fleets, settings) = (Arc::clone(&self.fleets), self.settings);
-                Ok(Accepted { fleets, settings, cluster, plan, terms, record, promise })
+                let (fleets, cache, settings) = (Arc::clone(&self.fleets), self.cache.clone(), self.settings);
+                Ok(Accepted { fleets, cache, settings, cluster, plan, terms, record, promise })
             }
             Err(error) => {
                 record.failed(&error);
@@ -94,6 +101,7 @@ impl Generation {
 #[derive(Debug)]
 struct Accepted {
     fleets: Arc<Fleets>,
+    cache: EmbeddingCache,
     cluster: Arc<Cluster>,
     plan: Plan,
     terms: Terms,
@@ -107,6 +115,7 @@ impl Accepted {
     async fn run(&mut self, events: &Events) -> Result<v1::GenerateSummary, GenerateError> {
         let pipeline = Pipeline {
             fleets: &self.fleets,
+            cache: &self.cache,
             model: &self.cluster.info,
             plan: &self.plan,
             terms: &self.terms,
@@ -117,7 +126,7 @@ impl Accepted {
         };
         let outcome = pipeline.run().await.inspect_err(|error| self.record.failed(error))?;
         self.record.done(&outcome);
-        let Outcome { timings, warnings } = outcome;
+        let Outcome { timings, warnings, .. } = outcome;
         Ok(v1::GenerateSummary { timings, trace_id: propagation::trace_id(&Span::current()), warnings })
     }
 }

@@ -1,6 +1,6 @@
 //! The one log line of a request. Prompts are never in it.
 
-use crate::pipeline::{GenerateError, Outcome};
+use crate::pipeline::{GenerateError, Lookups, Outcome};
 use sdxl_core::{Classify, ErrorClass, Plan};
 use sdxl_proto::convert;
 use sdxl_runtime::Deadline;
@@ -19,6 +19,7 @@ pub(super) struct Record {
     steps: usize,
     queue_time: Duration,
     run_time: Duration,
+    cache: Lookups,
     outcome: Option<&'static str>,
     error: Option<String>,
 }
@@ -33,6 +34,7 @@ impl Record {
             steps: 0,
             queue_time: Duration::ZERO,
             run_time: Duration::ZERO,
+            cache: Lookups::default(),
             outcome: None,
             error: None,
         }
@@ -46,6 +48,7 @@ impl Record {
 
     pub(super) fn done(&mut self, outcome: &Outcome) {
         self.outcome = Some("ok");
+        self.cache = outcome.cache;
         for timing in &outcome.timings {
             self.queue_time += convert::duration_or_zero(timing.queue_time);
             self.run_time += convert::duration_or_zero(timing.run_time);
@@ -77,6 +80,8 @@ impl Drop for Record {
             elapsed_ms = milliseconds(self.started.elapsed()),
             queue_ms = milliseconds(self.queue_time),
             run_ms = milliseconds(self.run_time),
+            cache_hits = self.cache.hits,
+            cache_misses = self.cache.misses,
             "request"
         );
     }

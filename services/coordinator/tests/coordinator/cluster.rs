@@ -2,7 +2,7 @@
 
 use crate::fake::{Fake, Script};
 use sdxl_coordinator::{
-    Config,
+    Config, Keep,
     placement::{Address, Source},
 };
 use sdxl_core::StageKind;
@@ -35,6 +35,7 @@ pub(crate) struct Layout {
     pub max_requests: usize,
     pub patience: Duration,
     pub retries_per_second: u32,
+    pub keep: Keep,
 }
 
 impl Default for Layout {
@@ -48,6 +49,7 @@ impl Default for Layout {
             max_requests: 64,
             patience: Duration::ZERO,
             retries_per_second: 10,
+            keep: Keep::default(),
         }
     }
 }
@@ -68,6 +70,7 @@ pub(crate) struct Cluster {
     pub base_unet: Vec<Fake>,
     pub refiner: Vec<Fake>,
     pub vae: Vec<Fake>,
+    config: Config,
     pub shutdown: Shutdown,
     pub serving: JoinHandle<anyhow::Result<()>>,
     pub channel: Channel,
@@ -89,8 +92,6 @@ impl Cluster {
         let start = |scripts: Vec<Script>| scripts.into_iter().map(Fake::start).collect::<Vec<_>>();
         let (text_encoder, base_unet) = (start(layout.text_encoder), start(layout.base_unet));
         let (refiner, vae) = (start(layout.refiner), start(layout.vae));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let config = Config {
             text_encoder: source(&text_encoder),
             base_unet: source(&base_unet),
@@ -102,12 +103,29 @@ impl Cluster {
             patience: layout.patience,
             retries_per_second: layout.retries_per_second,
             retry_ratio: 0.0,
+            keep: layout.keep,
             drain_timeout: Duration::from_secs(10),
         };
+        let cluster = Self::coordinator(config).await;
+        Self { text_encoder, base_unet, refiner, vae, ..cluster }
+    }
+
+    /// Another coordinator over the same stages; they stay with the first.
+    pub(crate) async fn beside(&self) -> Self {
+        let other = Self::coordinator(self.config.clone()).await;
+        other.becomes(ServingStatus::Serving, Duration::from_secs(10)).await;
+        other
+    }
+
+    /// A coordinator by itself.
+    async fn coordinator(config: Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::new();
-        let serving = tokio::spawn(sdxl_coordinator::serve(config, listener, shutdown.clone()));
+        let serving = tokio::spawn(sdxl_coordinator::serve(config.clone(), listener, shutdown.clone()));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        Self { text_encoder, base_unet, refiner, vae, shutdown, serving, channel }
+        let (text_encoder, base_unet, refiner, vae) = Default::default();
+        Self { text_encoder, base_unet, refiner, vae, config, shutdown, serving, channel }
     }
 
     pub(crate) fn client(&self) -> ImageGenerationServiceClient<Channel> {

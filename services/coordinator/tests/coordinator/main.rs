@@ -1,6 +1,7 @@
 //! The coordinator over fake stages, on real loopback sockets.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::expect_used, reason = "tests")]
 
+mod cache;
 mod cluster;
 mod fake;
 mod faults;
@@ -8,5 +9,6 @@ mod health;
 mod model;
 mod placement;
 mod plans;
+mod redis;
 mod replies;
 mod requests;
