@@ -188,6 +188,7 @@ impl From<&GoldenRequest> for v1::GenerateRequest {
             image_format: v1::ImageFormat::Png.into(),
             quality: 0,
             priority: v1::Priority::Unspecified.into(),
+            request_id: None,
         }
     }
 }

@@ -39,6 +39,7 @@ pub fn code_of(class: ErrorClass) -> Code {
     match class {
         ErrorClass::InvalidRequest => Code::InvalidArgument,
         ErrorClass::NotFound => Code::NotFound,
+        ErrorClass::AlreadyExists => Code::AlreadyExists,
         ErrorClass::FailedPrecondition => Code::FailedPrecondition,
         ErrorClass::Overloaded => Code::ResourceExhausted,
         ErrorClass::DeadlineExceeded => Code::DeadlineExceeded,
@@ -61,6 +62,7 @@ pub fn class_of(status: &Status) -> ErrorClass {
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange => ErrorClass::InvalidRequest,
         Code::NotFound => ErrorClass::NotFound,
+        Code::AlreadyExists => ErrorClass::AlreadyExists,
         Code::FailedPrecondition => ErrorClass::FailedPrecondition,
         Code::ResourceExhausted => ErrorClass::Overloaded,
         Code::DeadlineExceeded => ErrorClass::DeadlineExceeded,
@@ -96,9 +98,10 @@ mod tests {
     use super::*;
     use sdxl_core::{FieldViolation, PlanError};
 
-    const CLASSES: [ErrorClass; 8] = [
+    const CLASSES: [ErrorClass; 9] = [
         ErrorClass::InvalidRequest,
         ErrorClass::NotFound,
+        ErrorClass::AlreadyExists,
         ErrorClass::FailedPrecondition,
         ErrorClass::Overloaded,
         ErrorClass::DeadlineExceeded,

@@ -41,6 +41,7 @@ pub fn generate_request(request: v1::GenerateRequest, violations: &mut Violation
         }),
         quality: request.quality,
         priority: priority(request.priority, violations),
+        request_id: request.request_id,
     }
 }
 
@@ -141,6 +142,7 @@ mod tests {
             image_format: 3,
             quality: 24,
             priority: 2,
+            request_id: Some("r".into()),
         };
         let mut violations = Violations::default();
         let ours = generate_request(request, &mut violations);
@@ -178,6 +180,7 @@ mod tests {
             image_format: ImageFormat::WebP,
             quality: 24,
             priority: Priority::Batch,
+            request_id: Some("r".into()),
         };
         assert_eq!(ours, expected);
     }

@@ -21,6 +21,14 @@ pub struct KeepArgs {
     /// How long Redis keeps an embedding
     #[arg(long, env = "SDXL_EMBEDDING_CACHE_TTL", value_name = "SECONDS", default_value = "86400", value_parser = seconds)]
     pub embedding_cache_ttl: Duration,
+
+    /// How long the pictures of a request with a request_id are kept for whoever asks again
+    #[arg(long, env = "SDXL_RESULT_TTL", value_name = "SECONDS", default_value = "600", value_parser = seconds)]
+    pub result_ttl: Duration,
+
+    /// How much of them is kept in this process, in bytes
+    #[arg(long, env = "SDXL_RESULT_BYTES", value_name = "BYTES", default_value_t = 256 * 1024 * 1024)]
+    pub result_bytes: usize,
 }
 
 /// What the flags mean.
@@ -32,6 +40,10 @@ pub struct Keep {
     pub embedding_cache_bytes: usize,
     /// How long Redis keeps an embedding.
     pub embedding_cache_ttl: Duration,
+    /// How long the pictures of a request with a `request_id` are kept.
+    pub result_ttl: Duration,
+    /// How much of them is kept in this process, in bytes.
+    pub result_bytes: usize,
 }
 
 /// Where Redis is. Its password is never shown.
@@ -53,9 +65,15 @@ pub enum KeepError {
 }
 
 impl Default for Keep {
-    /// Nothing.
+    /// No Redis and no cache; results for a minute.
     fn default() -> Self {
-        Self { redis: None, embedding_cache_bytes: 0, embedding_cache_ttl: Duration::from_secs(60) }
+        Self {
+            redis: None,
+            embedding_cache_bytes: 0,
+            embedding_cache_ttl: Duration::from_secs(60),
+            result_ttl: Duration::from_secs(60),
+            result_bytes: 64 * 1024 * 1024,
+        }
     }
 }
 
@@ -63,7 +81,8 @@ impl TryFrom<&KeepArgs> for Keep {
     type Error = KeepError;
 
     fn try_from(args: &KeepArgs) -> Result<Self, KeepError> {
-        for (flag, ttl) in [("embedding-cache-ttl", args.embedding_cache_ttl)] {
+        let ttls = [("embedding-cache-ttl", args.embedding_cache_ttl), ("result-ttl", args.result_ttl)];
+        for (flag, ttl) in ttls {
             if ttl.is_zero() {
                 return Err(KeepError::Ttl { flag });
             }
@@ -74,6 +93,8 @@ impl TryFrom<&KeepArgs> for Keep {
             redis: url.map(Redis::new).transpose()?,
             embedding_cache_bytes: args.embedding_cache_bytes,
             embedding_cache_ttl: args.embedding_cache_ttl,
+            result_ttl: args.result_ttl,
+            result_bytes: args.result_bytes,
         })
     }
 }

@@ -8,6 +8,7 @@ mod cache;
 mod cluster;
 mod config;
 mod keep;
+mod once;
 mod pipeline;
 pub mod placement;
 mod readiness;
@@ -20,6 +21,7 @@ pub use keep::{Keep, KeepArgs, KeepError, Redis};
 pub use pipeline::GenerateError;
 
 use cache::EmbeddingCache;
+use once::Once;
 use placement::Fleets;
 use readiness::Readiness;
 use sdxl_proto::{
@@ -58,8 +60,9 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
     };
     let keep = &config.keep;
     let store = keep.redis.clone().map(|redis| Store::start(redis.0)).transpose()?;
-    let cache = EmbeddingCache::new(keep.embedding_cache_bytes, store, keep.embedding_cache_ttl);
-    let generation = Generation::new(Arc::clone(&fleets), readiness.model(), cache, settings);
+    let cache = EmbeddingCache::new(keep.embedding_cache_bytes, store.clone(), keep.embedding_cache_ttl);
+    let once = Once::new(keep.result_bytes, store, keep.result_ttl);
+    let generation = Generation::new(Arc::clone(&fleets), readiness.model(), cache, once, settings);
     let routes = Routes::new(
         ImageGenerationServiceServer::new(generation).max_decoding_message_size(MAX_MESSAGE_BYTES),
     )

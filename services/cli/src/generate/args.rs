@@ -264,6 +264,7 @@ impl GenerateArgs {
             image_format: v1::ImageFormat::from(image_format).into(),
             quality: self.output.quality.unwrap_or_default(),
             priority: request.priority.map_or(v1::Priority::Unspecified, wire_priority).into(),
+            request_id: None,
         }
     }
 }

@@ -16,7 +16,6 @@ use sdxl_proto::v1::{self, TextEmbedding};
 use sha2::{Digest, Sha256};
 use std::{
     collections::HashMap,
-    fmt::Write,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -229,11 +228,7 @@ impl Drop for Flight {
 
 /// What the key is called in Redis.
 fn name(key: &Key) -> String {
-    key.iter().fold("sdxl:embedding:".to_owned(), |mut name, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(name, "{byte:02x}");
-        name
-    })
+    format!("sdxl:embedding:{}", store::hex(key))
 }
 
 fn count(figure: &AtomicU64, by: usize) {

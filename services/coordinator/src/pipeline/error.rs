@@ -88,6 +88,9 @@ pub enum GenerateError {
     /// The caller went away.
     #[error("the caller has gone")]
     CallerGone,
+    /// Another request was given the same `request_id`.
+    #[error("request_id: another request of this tenant was given this id before")]
+    OtherRequest,
     /// The pictures do not fit into one answer.
     #[error(
         "the pictures take more than {limit} bytes, the most in one answer; ask for fewer, or use GenerateStream"
@@ -126,6 +129,7 @@ impl Classify for GenerateError {
             Self::Stage { class, .. } => *class,
             Self::Reply { .. } => ErrorClass::Internal,
             Self::Deadline { .. } => ErrorClass::DeadlineExceeded,
+            Self::OtherRequest => ErrorClass::AlreadyExists,
             Self::CallerGone => ErrorClass::Cancelled,
         }
     }

@@ -77,6 +77,7 @@ impl Events {
     }
 }
 
-fn message(event: Event) -> v1::GenerateStreamResponse {
+/// A message of a response stream.
+pub(crate) fn message(event: Event) -> v1::GenerateStreamResponse {
     v1::GenerateStreamResponse { event: Some(event) }
 }

@@ -14,7 +14,7 @@ mod watch;
 
 pub(crate) use encode::Lookups;
 pub use error::GenerateError;
-pub(crate) use events::{Events, Item};
+pub(crate) use events::{Events, Item, message};
 
 use crate::{
     admission::Promise,

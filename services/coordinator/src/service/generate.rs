@@ -5,6 +5,7 @@ use crate::{
     admission::{Admission, Promise, Work},
     cache::EmbeddingCache,
     cluster::{Cluster, ModelState},
+    once::Once,
     pipeline::{Events, GenerateError, Item, Outcome, Pipeline, latent_pixels},
     placement::Fleets,
 };
@@ -39,6 +40,7 @@ pub(crate) struct Generation {
     model: watch::Receiver<ModelState>,
     admission: Admission,
     cache: EmbeddingCache,
+    pub(super) once: Once,
     settings: Settings,
 }
 
@@ -58,13 +60,15 @@ impl Generation {
         fleets: Arc<Fleets>,
         model: watch::Receiver<ModelState>,
         cache: EmbeddingCache,
+        once: Once,
         settings: Settings,
     ) -> Self {
-        Self { fleets, model, admission: Admission::new(settings.max_requests), cache, settings }
+        let admission = Admission::new(settings.max_requests);
+        Self { fleets, model, admission, cache, once, settings }
     }
 
     /// Makes a plan of the request, or says in its log line why there is none.
-    fn accept(&self, request: Request<v1::GenerateRequest>) -> Result<Accepted, GenerateError> {
+    pub(super) fn accept(&self, request: Request<v1::GenerateRequest>) -> Result<Accepted, GenerateError> {
         let mut record = Record::start(Deadline::from_metadata(request.metadata()));
         match self.plan(request) {
             Ok((plan, terms, cluster, promise)) => {
@@ -99,20 +103,20 @@ impl Generation {
 
 /// A request with its plan.
 #[derive(Debug)]
-struct Accepted {
+pub(super) struct Accepted {
     fleets: Arc<Fleets>,
     cache: EmbeddingCache,
     cluster: Arc<Cluster>,
-    plan: Plan,
+    pub(super) plan: Plan,
     terms: Terms,
     settings: Settings,
-    record: Record,
+    pub(super) record: Record,
     promise: Promise,
 }
 
 impl Accepted {
     /// The pictures come out as events, the rest is returned.
-    async fn run(&mut self, events: &Events) -> Result<v1::GenerateSummary, GenerateError> {
+    pub(super) async fn run(&mut self, events: &Events) -> Result<v1::GenerateSummary, GenerateError> {
         let pipeline = Pipeline {
             fleets: &self.fleets,
             cache: &self.cache,
@@ -140,6 +144,9 @@ impl ImageGenerationService for Generation {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<v1::GenerateResponse>, Status> {
         let span = info_span!("generate", pictures = tracing::field::Empty);
+        if let Some(identified) = self.identified(&request) {
+            return identified.unary().instrument(span).await;
+        }
         async {
             let mut accepted = self.accept(request).map_err(|error| status(&error))?;
             Span::current().record("pictures", accepted.plan.seeds.len());
@@ -147,7 +154,7 @@ impl ImageGenerationService for Generation {
             let (events, receiver) = Events::channel(accepted.plan.steps());
             // The sender goes with the work, so that its end is the receiver's.
             let work = Box::pin(async { accepted.run(&{ events }).await });
-            let result = tokio::try_join!(work, collect(receiver, pictures));
+            let result = tokio::try_join!(work, collect(receiver, pictures, None));
             let (summary, images) = result.map_err(|error| {
                 accepted.record.failed(&error);
                 status(&error)
@@ -164,6 +171,9 @@ impl ImageGenerationService for Generation {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<EventStream>, Status> {
         let span = info_span!("generate", pictures = tracing::field::Empty);
+        if let Some(identified) = self.identified(&request) {
+            return Ok(Response::new(identified.stream(span)));
+        }
         let mut accepted = span.in_scope(|| self.accept(request)).map_err(|error| status(&error))?;
         span.record("pictures", accepted.plan.seeds.len());
         let (events, receiver) = Events::channel(accepted.plan.steps());
@@ -182,11 +192,27 @@ impl ImageGenerationService for Generation {
 }
 
 /// The pictures among the events, in the order of their seeds.
-async fn collect(mut events: mpsc::Receiver<Item>, pictures: usize) -> Result<Vec<v1::Image>, GenerateError> {
+///
+/// All of them go on to `live`, for as long as that listens.
+pub(super) async fn collect(
+    mut events: mpsc::Receiver<Item>,
+    pictures: usize,
+    live: Option<mpsc::Sender<Item>>,
+) -> Result<Vec<v1::Image>, GenerateError> {
     let limit = MAX_MESSAGE_BYTES - ENVELOPE_BYTES;
     let mut images = vec![v1::Image::default(); pictures];
     let mut bytes = 0;
     while let Some(item) = events.recv().await {
+        if let Some(live) = &live {
+            let is_progress =
+                matches!(&item, Ok(v1::GenerateStreamResponse { event: Some(Event::Progress(_)) }));
+            // Progress is left out for a slow reader; whether any is left is seen elsewhere.
+            let _ = if is_progress {
+                live.try_send(item.clone()).ok()
+            } else {
+                live.send(item.clone()).await.ok()
+            };
+        }
         let Ok(v1::GenerateStreamResponse {
             event: Some(Event::Image(v1::GeneratedImage { image_index, image })),
         }) = item
@@ -208,8 +234,8 @@ async fn collect(mut events: mpsc::Receiver<Item>, pictures: usize) -> Result<Ve
 /// A request's events. When the caller goes away this is dropped, and with it the work.
 #[derive(Debug)]
 pub(crate) struct EventStream {
-    receiver: mpsc::Receiver<Item>,
-    _work: JoinSet<()>,
+    pub(super) receiver: mpsc::Receiver<Item>,
+    pub(super) _work: JoinSet<()>,
 }
 
 impl Stream for EventStream {

@@ -1,6 +1,7 @@
 //! The public services.
 
 mod generate;
+mod identified;
 mod model;
 mod record;
 

@@ -57,7 +57,10 @@ impl Record {
 
     pub(super) fn failed(&mut self, error: &GenerateError) {
         self.outcome = Some(match error.class() {
-            ErrorClass::InvalidRequest | ErrorClass::NotFound | ErrorClass::FailedPrecondition => "invalid",
+            ErrorClass::InvalidRequest
+            | ErrorClass::NotFound
+            | ErrorClass::AlreadyExists
+            | ErrorClass::FailedPrecondition => "invalid",
             ErrorClass::Overloaded => "refused",
             ErrorClass::DeadlineExceeded => "deadline",
             ErrorClass::Cancelled => "cancelled",

@@ -12,7 +12,7 @@ use redis::{
 };
 use sdxl_core::{Classify, ErrorClass};
 use std::{
-    fmt,
+    fmt::{self, Write},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -169,6 +169,15 @@ fn lazy(client: &Client) -> RedisResult<ConnectionManager> {
         .set_connection_timeout(Some(ANSWER))
         .set_response_timeout(Some(ANSWER));
     ConnectionManager::new_lazy_with_config(client.clone(), config)
+}
+
+/// Bytes in hexadecimal, as names in Redis have them.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 /// Whether it is not there, or not able to serve yet.

@@ -6,6 +6,7 @@ mod cluster;
 mod fake;
 mod faults;
 mod health;
+mod idempotency;
 mod model;
 mod placement;
 mod plans;

@@ -9,6 +9,8 @@ pub enum ErrorClass {
     InvalidRequest,
     /// What was named does not exist.
     NotFound,
+    /// Something else has the name that was given.
+    AlreadyExists,
     /// The request is right, but not on this cluster.
     FailedPrecondition,
     /// A queue is full; the same request may be served later.

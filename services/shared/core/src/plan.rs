@@ -24,6 +24,9 @@ pub const DEFAULT_GUIDANCE_SCALE: f32 = 5.0;
 /// The longest prompt in bytes. 77 tokens are far less.
 pub const MAX_PROMPT_BYTES: usize = 32 * 1024;
 
+/// The longest `request_id`.
+pub const MAX_REQUEST_ID_BYTES: usize = 128;
+
 /// Why a request has no plan.
 #[derive(Debug, Error)]
 pub enum PlanError {

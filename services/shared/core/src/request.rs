@@ -55,6 +55,8 @@ pub struct GenerateRequest {
     pub quality: u32,
     /// How much it hurries.
     pub priority: Priority,
+    /// What the caller calls it, so that it is done once.
+    pub request_id: Option<String>,
 }
 
 /// What of the checkpoint's scheduler is replaced.

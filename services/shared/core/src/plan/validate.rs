@@ -1,6 +1,6 @@
 //! The checks of single fields. Each names the field, its value and what is allowed.
 
-use super::{MAX_IMAGES, MAX_PROMPT_BYTES, MAX_STEPS};
+use super::{MAX_IMAGES, MAX_PROMPT_BYTES, MAX_REQUEST_ID_BYTES, MAX_STEPS};
 use crate::{
     error::Violations,
     model::ModelInfo,
@@ -10,6 +10,11 @@ use crate::{
 
 /// The greatest side or offset in size and crop conditioning, in pixels.
 const MAX_CONDITIONING: u32 = 65_535;
+
+/// Whether a request may be called so.
+fn is_request_id(id: &str) -> bool {
+    (1..=MAX_REQUEST_ID_BYTES).contains(&id.len()) && id.bytes().all(|b| (b' '..=b'~').contains(&b))
+}
 
 pub(super) fn fields(request: &GenerateRequest, model: &ModelInfo, violations: &mut Violations) {
     prompts(request, violations);
@@ -37,6 +42,14 @@ pub(super) fn fields(request: &GenerateRequest, model: &ModelInfo, violations: &
     }
     if request.quality > 100 {
         violations.add("quality", request.quality, "in 0..=100");
+    }
+    if let Some(id) = request.request_id.as_deref().filter(|id| !is_request_id(id)) {
+        let shown: String = id.chars().take(2 * MAX_REQUEST_ID_BYTES).collect();
+        violations.add(
+            "request_id",
+            format!("{shown:?}"),
+            format!("1 to {MAX_REQUEST_ID_BYTES} printable ASCII characters"),
+        );
     }
     micro_conditioning(request, violations);
     if let Some(refiner) = &request.refiner {

@@ -1,0 +1,128 @@
+//! Requests with a `request_id`, which several callers may wait for.
+
+use super::generate::{EventStream, Generation, collect};
+use crate::{
+    once::Identity,
+    pipeline::{Events, Item, message},
+};
+use sdxl_proto::{
+    status::status,
+    v1::{self, generate_stream_response::Event},
+};
+use sdxl_runtime::{Deadline, Terms};
+use tokio::{sync::mpsc, task::JoinSet};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tracing::{Instrument, Span, info};
+
+/// Events that wait for a slow reader.
+const CAPACITY: usize = 1024;
+
+/// Such a request, and whose it is.
+#[derive(Clone)]
+pub(super) struct Identified {
+    generation: Generation,
+    identity: Identity,
+    request: v1::GenerateRequest,
+    metadata: MetadataMap,
+    deadline: Option<Deadline>,
+}
+
+impl Generation {
+    /// `None` where the request has no id, or metadata that are refused anyway.
+    pub(super) fn identified(&self, request: &Request<v1::GenerateRequest>) -> Option<Identified> {
+        let terms = Terms::from_metadata(request.metadata()).ok()?;
+        Some(Identified {
+            generation: self.clone(),
+            identity: Identity::of(&terms.tenant, request.get_ref())?,
+            request: request.get_ref().clone(),
+            metadata: request.metadata().clone(),
+            deadline: terms.deadline,
+        })
+    }
+}
+
+impl Identified {
+    pub(super) async fn unary(self) -> Result<Response<v1::GenerateResponse>, Status> {
+        self.answer(None).await.0.map(Response::new)
+    }
+
+    /// Whoever is first gets progress and pictures as they come, the others the pictures once all are done.
+    pub(super) fn stream(self, span: Span) -> EventStream {
+        let (sender, receiver) = mpsc::channel(CAPACITY);
+        let mut work = JoinSet::new();
+        let deadline = self.deadline;
+        let task = async move {
+            let answer = self.answer(Some(sender.clone()));
+            let (answer, was_live) = match deadline {
+                None => answer.await,
+                Some(deadline) => {
+                    tokio::time::timeout_at(deadline.instant().into(), answer).await.unwrap_or_else(|_| {
+                        (
+                            Err(Status::deadline_exceeded("the deadline passed while another was at work")),
+                            true,
+                        )
+                    })
+                }
+            };
+            // Nobody is left to hear of it where this fails.
+            drop(tell(&sender, answer, was_live).await);
+        };
+        work.spawn(Box::pin(task.instrument(span)));
+        EventStream { receiver, _work: work }
+    }
+
+    /// The answer, and whether its pictures went to `live`.
+    async fn answer(self, live: Option<mpsc::Sender<Item>>) -> (Result<v1::GenerateResponse, Status>, bool) {
+        let (once, identity) = (self.generation.once.clone(), self.identity.clone());
+        let has_live = live.is_some();
+        let span = Span::current();
+        let work = move |seed| self.clone().work(seed, live.clone()).instrument(span.clone());
+        let (answer, is_ours) = Box::pin(once.answer(&identity, work)).await;
+        if !is_ours {
+            let code = answer.as_ref().map_or_else(Status::code, |_| tonic::Code::Ok);
+            info!(?code, "request was joined or done before");
+        }
+        (answer, is_ours && has_live)
+    }
+
+    /// Has it done as any other request.
+    async fn work(self, seed: u64, live: Option<mpsc::Sender<Item>>) -> Result<v1::GenerateResponse, Status> {
+        let mut request = Request::new(v1::GenerateRequest { seed: Some(seed), ..self.request });
+        *request.metadata_mut() = self.metadata;
+        if let Some(deadline) = self.deadline {
+            deadline.apply(&mut request); // it may have waited
+        }
+        let mut accepted = self.generation.accept(request).map_err(|error| status(&error))?;
+        let pictures = accepted.plan.seeds.len();
+        Span::current().record("pictures", pictures);
+        let (events, receiver) = Events::channel(accepted.plan.steps());
+        let work = Box::pin(async { accepted.run(&{ events }).await });
+        let result = tokio::try_join!(work, collect(receiver, pictures, live));
+        let (summary, images) = result.map_err(|error| {
+            accepted.record.failed(&error);
+            status(&error)
+        })?;
+        let v1::GenerateSummary { timings, trace_id, warnings } = summary;
+        Ok(v1::GenerateResponse { images, timings, trace_id, warnings })
+    }
+}
+
+/// Sends what is left to say.
+async fn tell(
+    sender: &mpsc::Sender<Item>,
+    answer: Result<v1::GenerateResponse, Status>,
+    was_live: bool,
+) -> Result<(), mpsc::error::SendError<Item>> {
+    let v1::GenerateResponse { images, timings, trace_id, warnings } = match answer {
+        Ok(response) => response,
+        Err(error) => return sender.send(Err(error)).await,
+    };
+    if !was_live {
+        for (image_index, image) in (0_u32..).zip(images) {
+            let image = v1::GeneratedImage { image_index, image: Some(image) };
+            sender.send(Ok(message(Event::Image(image)))).await?;
+        }
+    }
+    let summary = v1::GenerateSummary { timings, trace_id, warnings };
+    sender.send(Ok(message(Event::Summary(summary)))).await
+}
