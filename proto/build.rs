@@ -3,9 +3,10 @@
 use prost::Message;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "sdxl/v1/denoiser.proto",
     "sdxl/v1/image_generation.proto",
+    "sdxl/v1/jobs.proto",
     "sdxl/v1/model.proto",
     "sdxl/v1/stage.proto",
     "sdxl/v1/text_encoder.proto",

@@ -29,6 +29,35 @@ pub struct KeepArgs {
     /// How much of them is kept in this process, in bytes
     #[arg(long, env = "SDXL_RESULT_BYTES", value_name = "BYTES", default_value_t = 256 * 1024 * 1024)]
     pub result_bytes: usize,
+
+    /// Jobs that this coordinator does at the same time; 0 to leave them to others
+    #[arg(long, env = "SDXL_JOB_CONCURRENCY", value_name = "N", default_value_t = 8, value_parser = jobs)]
+    pub job_concurrency: usize,
+
+    /// After so long without a sign of its coordinator a job is another's
+    #[arg(long, env = "SDXL_JOB_LEASE", value_name = "SECONDS", default_value = "15", value_parser = seconds)]
+    pub job_lease: Duration,
+
+    /// How long a job and its pictures are kept once it has ended
+    #[arg(long, env = "SDXL_JOB_TTL", value_name = "SECONDS", default_value = "86400", value_parser = seconds)]
+    pub job_ttl: Duration,
+
+    /// A job that was taken up so often in a row, or failed so often, without getting on is given up
+    #[arg(long, env = "SDXL_JOB_ATTEMPTS", value_name = "N", default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub job_attempts: u32,
+
+    /// Jobs that have not ended; one more is refused
+    #[arg(long, env = "SDXL_MAX_JOBS", value_name = "N", default_value_t = 10_000)]
+    pub max_jobs: usize,
+
+    /// The largest job, in pictures x megapixels x steps
+    #[arg(long, env = "SDXL_JOB_MEGAPIXEL_STEPS", value_name = "N", default_value_t = 4000)]
+    pub job_megapixel_steps: u64,
+}
+
+fn jobs(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| *count <= 4096).ok_or_else(|| "not a number in 0..=4096".to_owned())
 }
 
 /// What the flags mean.
@@ -44,6 +73,18 @@ pub struct Keep {
     pub result_ttl: Duration,
     /// How much of them is kept in this process, in bytes.
     pub result_bytes: usize,
+    /// Jobs at the same time.
+    pub job_concurrency: usize,
+    /// After so long without a sign of its coordinator a job is another's.
+    pub job_lease: Duration,
+    /// How long a job is kept once it has ended.
+    pub job_ttl: Duration,
+    /// A job that was taken up so often in a row without getting on is given up.
+    pub job_attempts: u32,
+    /// Jobs that have not ended.
+    pub max_jobs: usize,
+    /// Pictures x megapixels x steps of a job.
+    pub job_megapixel_steps: u64,
 }
 
 /// Where Redis is. Its password is never shown.
@@ -65,7 +106,7 @@ pub enum KeepError {
 }
 
 impl Default for Keep {
-    /// No Redis and no cache; results for a minute.
+    /// No Redis and no cache; what is kept is kept for a minute.
     fn default() -> Self {
         Self {
             redis: None,
@@ -73,6 +114,12 @@ impl Default for Keep {
             embedding_cache_ttl: Duration::from_secs(60),
             result_ttl: Duration::from_secs(60),
             result_bytes: 64 * 1024 * 1024,
+            job_concurrency: 4,
+            job_lease: Duration::from_secs(2),
+            job_ttl: Duration::from_secs(60),
+            job_attempts: 3,
+            max_jobs: 100,
+            job_megapixel_steps: 100,
         }
     }
 }
@@ -81,7 +128,12 @@ impl TryFrom<&KeepArgs> for Keep {
     type Error = KeepError;
 
     fn try_from(args: &KeepArgs) -> Result<Self, KeepError> {
-        let ttls = [("embedding-cache-ttl", args.embedding_cache_ttl), ("result-ttl", args.result_ttl)];
+        let ttls = [
+            ("embedding-cache-ttl", args.embedding_cache_ttl),
+            ("result-ttl", args.result_ttl),
+            ("job-lease", args.job_lease),
+            ("job-ttl", args.job_ttl),
+        ];
         for (flag, ttl) in ttls {
             if ttl.is_zero() {
                 return Err(KeepError::Ttl { flag });
@@ -95,6 +147,12 @@ impl TryFrom<&KeepArgs> for Keep {
             embedding_cache_ttl: args.embedding_cache_ttl,
             result_ttl: args.result_ttl,
             result_bytes: args.result_bytes,
+            job_concurrency: args.job_concurrency,
+            job_lease: args.job_lease,
+            job_ttl: args.job_ttl,
+            job_attempts: args.job_attempts,
+            max_jobs: args.max_jobs,
+            job_megapixel_steps: args.job_megapixel_steps,
         })
     }
 }

@@ -7,6 +7,7 @@ mod args;
 mod cache;
 mod cluster;
 mod config;
+mod jobs;
 mod keep;
 mod once;
 mod pipeline;
@@ -21,6 +22,7 @@ pub use keep::{Keep, KeepArgs, KeepError, Redis};
 pub use pipeline::GenerateError;
 
 use cache::EmbeddingCache;
+use jobs::Jobs;
 use once::Once;
 use placement::Fleets;
 use readiness::Readiness;
@@ -28,6 +30,7 @@ use sdxl_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
     v1::{
         image_generation_service_server::{self as image_generation, ImageGenerationServiceServer},
+        job_service_server::{self as job, JobServiceServer},
         model_service_server::{self as model, ModelServiceServer},
     },
 };
@@ -35,21 +38,29 @@ use sdxl_runtime::{
     Health, Shutdown,
     server::{self, Server},
 };
-use service::{Generation, Model, Settings};
+use service::{Generation, JobCalls, Model, Settings};
 use std::sync::Arc;
+use std::time::Duration;
 use store::Store;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tonic::service::Routes;
+
+/// For jobs to be handed back once all calls are answered.
+const HAND_BACK: Duration = Duration::from_secs(2);
 
 /// Serves on `listener` until `shutdown`, then lets running requests finish.
 ///
-/// Health says SERVING for every service (and the empty name) while each needed stage has a replica that is ready.
+/// Health says SERVING for every service but that of jobs (and for the empty name) while each needed stage has a replica
+/// that is ready.
 /// Needs a subscriber for its log lines and trace ids ([`sdxl_runtime::telemetry::init`]), but does without.
 ///
 /// # Errors
 /// Where serving cannot begin or the listener breaks.
 pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
-    let health = Health::new(&[image_generation::SERVICE_NAME, model::SERVICE_NAME]).await;
+    let health = Health::new(&[image_generation::SERVICE_NAME, model::SERVICE_NAME])
+        .await
+        .apart(job::SERVICE_NAME)
+        .await;
     let fleets = Arc::new(Fleets::start(&config));
     // Both follow the stages until the last request is done.
     let readiness = Readiness::start(&fleets, health.clone(), shutdown.clone());
@@ -61,12 +72,16 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
     let keep = &config.keep;
     let store = keep.redis.clone().map(|redis| Store::start(redis.0)).transpose()?;
     let cache = EmbeddingCache::new(keep.embedding_cache_bytes, store.clone(), keep.embedding_cache_ttl);
-    let once = Once::new(keep.result_bytes, store, keep.result_ttl);
+    let once = Once::new(keep.result_bytes, store.clone(), keep.result_ttl);
     let generation = Generation::new(Arc::clone(&fleets), readiness.model(), cache, once, settings);
+    let jobs = Jobs::new(keep, store, generation.clone(), shutdown.clone());
+    let mut running = jobs.start();
+    let _following = follow_jobs(&jobs, health.clone());
     let routes = Routes::new(
         ImageGenerationServiceServer::new(generation).max_decoding_message_size(MAX_MESSAGE_BYTES),
     )
-    .add_service(ModelServiceServer::new(Model::new(fleets, readiness.model())));
+    .add_service(ModelServiceServer::new(Model::new(fleets, readiness.model())))
+    .add_service(JobServiceServer::new(JobCalls(jobs)).max_decoding_message_size(MAX_MESSAGE_BYTES));
     let server = Server {
         listener,
         health,
@@ -75,5 +90,30 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
         shutdown,
     };
     server::serve(server, routes).await?;
+    // Jobs are handed back by now, or Redis does not answer.
+    let _ = timeout(HAND_BACK, running.join_next()).await;
     Ok(())
+}
+
+/// Health says SERVING for jobs while Redis is there, whatever the stages do: they wait for those.
+fn follow_jobs(jobs: &Jobs, health: Health) -> JoinSet<()> {
+    let (up, stopped) = (jobs.up(), jobs.shutdown().triggered());
+    let mut following = JoinSet::new();
+    let Some(mut up) = up else { return following };
+    following.spawn(async move {
+        let follow = async {
+            loop {
+                let is_up = *up.borrow_and_update();
+                health.set_apart(job::SERVICE_NAME, is_up).await;
+                if up.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = follow => {}
+            () = stopped => health.set_apart(job::SERVICE_NAME, false).await,
+        }
+    });
+    following
 }

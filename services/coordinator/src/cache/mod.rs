@@ -178,7 +178,7 @@ impl EmbeddingCache {
             opened
                 .and_then(|embedding| check(*index, embedding))
                 .inspect_err(|problem| {
-                    warn!(key = name(&flight.key), "an embedding in Redis is dropped: {problem}")
+                    warn!(key = name(&flight.key), "an embedding in Redis is dropped: {problem}");
                 })
                 .ok()
         });

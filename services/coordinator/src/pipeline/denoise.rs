@@ -19,7 +19,7 @@ use sdxl_proto::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::Streaming;
-use tracing::{Instrument, field::Empty, info_span};
+use tracing::{Instrument, field::Empty, info_span, warn};
 
 /// For the end of a stream whose result is there already.
 const END_TIMEOUT: Duration = Duration::from_millis(100);
@@ -148,12 +148,21 @@ impl Pipeline<'_> {
         );
         async {
             let mut going = Going::new(&pass, request);
+            if let Some(latents) = self.go_on(pass, &mut going) {
+                return Ok(latents);
+            }
             let mut placing = Placing::new(self, pass.fleet, going.work_left(&pass), !pass.is_first());
             loop {
                 let mut lease = placing.next().await?;
                 match self.denoise_on(&mut lease, pass, &mut going).await {
                     Ok((latents, spent)) => {
                         timings.push(placing.timing(Some(pass.image_index), &spent));
+                        self.keep(pass, || v1::DenoiseCheckpoint {
+                            revision: lease.revision().to_owned(),
+                            step: pass.plan.end_step,
+                            latents: Some(latents.clone()),
+                            sampler_history: Vec::new(),
+                        });
                         return Ok(latents);
                     }
                     Err(fault) => {
@@ -197,7 +206,9 @@ impl Pipeline<'_> {
                     self.tell(pass, progress.step, lease, going)?;
                 }
                 Some(Event::Checkpoint(checkpoint)) => {
-                    going.checkpoint = Some(self.checkpoint(pass, checkpoint).map_err(Fault::Reply)?);
+                    let checkpoint = self.checkpoint(pass, checkpoint).map_err(Fault::Reply)?;
+                    self.keep(pass, || checkpoint.clone());
+                    going.checkpoint = Some(checkpoint);
                 }
                 Some(Event::Result(result)) => {
                     finish(&mut events).await;
@@ -208,6 +219,36 @@ impl Pipeline<'_> {
             }
         }
         Err(Fault::Reply("its stream ended without a result".to_owned()))
+    }
+
+    /// Keeps a checkpoint for others, where that is wanted.
+    fn keep(self, pass: Pass<'_>, checkpoint: impl FnOnce() -> v1::DenoiseCheckpoint) {
+        if let Some(kept) = self.kept {
+            kept.keep_checkpoint(pass.fleet.stage(), pass.image_index, checkpoint());
+        }
+    }
+
+    /// Sets out from what was kept of this pass; its latents, if it was finished.
+    fn go_on(self, pass: Pass<'_>, going: &mut Going) -> Option<Tensor> {
+        let stage = pass.fleet.stage();
+        let checkpoint = self.kept?.checkpoint(stage, pass.image_index)?;
+        let checkpoint = self
+            .checkpoint(pass, checkpoint)
+            .inspect_err(|problem| warn!(%stage, "a kept checkpoint is dropped: {problem}"))
+            .ok()?;
+        let served = pass.fleet.status().borrow().info.as_ref().map(|info| info.revision.clone());
+        if served.as_ref() != Some(&checkpoint.revision) {
+            warn!(%stage, "a kept checkpoint is dropped: it is of revision {}", checkpoint.revision);
+            return None;
+        }
+        let done = checkpoint.step - pass.plan.begin_step;
+        self.skipped(stage, pass.plan, pass.image_index, pass.steps_before, done);
+        going.next_step = checkpoint.step;
+        if checkpoint.step == pass.plan.end_step {
+            return checkpoint.latents;
+        }
+        going.checkpoint = Some(checkpoint);
+        None
     }
 
     fn tell(self, pass: Pass<'_>, step: u32, lease: &Lease, going: &mut Going) -> Result<(), Fault> {

@@ -9,12 +9,14 @@ mod encode;
 mod error;
 mod events;
 mod hop;
+mod kept;
 mod reply;
 mod watch;
 
 pub(crate) use encode::Lookups;
 pub use error::GenerateError;
 pub(crate) use events::{Events, Item, message};
+pub(crate) use kept::{Kept, Part, Piece, Unsaved};
 
 use crate::{
     admission::Promise,
@@ -23,7 +25,7 @@ use crate::{
 };
 use encode::Texts;
 use futures::future::try_join_all;
-use sdxl_core::{ModelInfo, Plan, StageKind};
+use sdxl_core::{DenoisePlan, ModelInfo, Plan, StageKind};
 use sdxl_proto::v1;
 use sdxl_runtime::Terms;
 use std::time::{Duration, Instant};
@@ -50,6 +52,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) checkpoint_interval: u32,
     /// How long work that was begun waits where no replica takes it.
     pub(crate) patience: Duration,
+    /// Where its work is kept and may have been begun, if it is to outlive this coordinator.
+    pub(crate) kept: Option<&'a Kept>,
     /// Where it is told.
     pub(crate) events: &'a Events,
 }
@@ -98,14 +102,37 @@ impl<'a> Pipeline<'a> {
         seed: u64,
         texts: &Texts,
     ) -> Result<Vec<v1::StageTiming>, GenerateError> {
+        if let Some(image) = self.kept.and_then(|kept| kept.image(index)) {
+            self.skipped(StageKind::BaseUnet, &self.plan.base, index, 0, self.plan.base.steps());
+            if let Some(plan) = &self.plan.refiner {
+                self.skipped(StageKind::Refiner, plan, index, self.plan.base.steps(), plan.steps());
+            }
+            self.promise.done(StageKind::Vae, self.latent_pixels());
+            self.events.image(index, image).await?;
+            return Ok(Vec::new());
+        }
         let mut timings = Vec::with_capacity(3);
         let mut latents = self.base(index, seed, texts, &mut timings).await?;
         if let Some(plan) = &self.plan.refiner {
             latents = self.refine(plan, (index, seed), latents, texts, &mut timings).await?;
         }
         let image = self.decode(index, seed, latents, &mut timings).await?;
+        if let Some(kept) = self.kept {
+            kept.keep_image(index, image.clone());
+        }
         self.events.image(index, image).await?;
         Ok(timings)
+    }
+
+    /// The first `steps` of a stage's part of a picture were done before, by whoever had the request then.
+    fn skipped(self, stage: StageKind, plan: &DenoisePlan, image_index: u32, steps_before: u32, steps: u32) {
+        if steps == 0 {
+            return;
+        }
+        let evaluations = plan.evaluations() / u64::from(plan.steps().max(1));
+        self.promise.done(stage, u64::from(steps) * evaluations * self.latent_pixels());
+        (0..steps).for_each(|_| self.events.step());
+        self.events.progress(stage, Some(image_index), steps_before + steps, String::new());
     }
 
     fn refiners(self) -> Result<&'a Fleet, GenerateError> {

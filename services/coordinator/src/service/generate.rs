@@ -6,7 +6,7 @@ use crate::{
     cache::EmbeddingCache,
     cluster::{Cluster, ModelState},
     once::Once,
-    pipeline::{Events, GenerateError, Item, Outcome, Pipeline, latent_pixels},
+    pipeline::{Events, GenerateError, Item, Kept, Outcome, Pipeline, latent_pixels},
     placement::Fleets,
 };
 use futures::Stream;
@@ -28,7 +28,7 @@ use tokio::{
     task::JoinSet,
 };
 use tonic::{Request, Response, Status};
-use tracing::{Instrument, Span, info_span};
+use tracing::{Instrument, Span, info_span, warn};
 
 /// A part of an answer beside the pictures' bytes: timings and warnings are small.
 const ENVELOPE_BYTES: usize = 1024 * 1024;
@@ -69,8 +69,23 @@ impl Generation {
 
     /// Makes a plan of the request, or says in its log line why there is none.
     pub(super) fn accept(&self, request: Request<v1::GenerateRequest>) -> Result<Accepted, GenerateError> {
-        let mut record = Record::start(Deadline::from_metadata(request.metadata()));
-        match self.plan(request) {
+        let mut violations = Violations::default();
+        let terms = Terms::from_metadata(request.metadata()).unwrap_or_else(|wrong| {
+            violations.push(&wrong.field, wrong.description);
+            Terms { deadline: Deadline::from_metadata(request.metadata()), ..Terms::default() }
+        });
+        self.accept_on(terms, request.into_inner(), violations)
+    }
+
+    /// The same on terms that do not come with it.
+    pub(crate) fn accept_on(
+        &self,
+        terms: Terms,
+        request: v1::GenerateRequest,
+        violations: Violations,
+    ) -> Result<Accepted, GenerateError> {
+        let mut record = Record::start(terms.deadline);
+        match self.plan(terms, request, violations) {
             Ok((plan, terms, cluster, promise)) => {
                 record.planned(&plan);
                 let (fleets, cache, settings) = (Arc::clone(&self.fleets), self.cache.clone(), self.settings);
@@ -83,17 +98,30 @@ impl Generation {
         }
     }
 
+    /// The plan of a request that is not to be done now.
+    pub(crate) fn plan_only(
+        &self,
+        request: v1::GenerateRequest,
+        mut violations: Violations,
+    ) -> Result<Plan, GenerateError> {
+        let cluster = known(&self.model)?;
+        let request = convert::generate_request(request, &mut violations);
+        Ok(Plan::new(&request, &cluster.info, violations, rand::random)?)
+    }
+
+    /// Whether each needed stage has a replica that takes work.
+    pub(crate) fn is_ready(&self) -> bool {
+        known(&self.model).is_ok() && self.fleets.iter().all(|fleet| fleet.status().borrow().ready > 0)
+    }
+
     fn plan(
         &self,
-        request: Request<v1::GenerateRequest>,
+        terms: Terms,
+        request: v1::GenerateRequest,
+        mut violations: Violations,
     ) -> Result<(Plan, Terms, Arc<Cluster>, Promise), GenerateError> {
         let cluster = known(&self.model)?;
-        let mut violations = Violations::default();
-        let terms = Terms::from_metadata(request.metadata()).unwrap_or_else(|wrong| {
-            violations.push(&wrong.field, wrong.description);
-            Terms::default()
-        });
-        let request = convert::generate_request(request.into_inner(), &mut violations);
+        let request = convert::generate_request(request, &mut violations);
         let plan = Plan::new(&request, &cluster.info, violations, rand::random)?;
         let work = Work::of(&plan, latent_pixels(&plan, &cluster.info), &self.fleets);
         let promise = self.admission.take(&terms.tenant, work, terms.deadline, self.fleets.speeds())?;
@@ -103,11 +131,11 @@ impl Generation {
 
 /// A request with its plan.
 #[derive(Debug)]
-pub(super) struct Accepted {
+pub(crate) struct Accepted {
     fleets: Arc<Fleets>,
     cache: EmbeddingCache,
     cluster: Arc<Cluster>,
-    pub(super) plan: Plan,
+    pub(crate) plan: Plan,
     terms: Terms,
     settings: Settings,
     pub(super) record: Record,
@@ -117,6 +145,21 @@ pub(super) struct Accepted {
 impl Accepted {
     /// The pictures come out as events, the rest is returned.
     pub(super) async fn run(&mut self, events: &Events) -> Result<v1::GenerateSummary, GenerateError> {
+        self.run_kept(events, None).await
+    }
+
+    /// The same with its work kept, and gone on with where it was begun before.
+    pub(crate) async fn run_kept(
+        &mut self,
+        events: &Events,
+        kept: Option<&Kept>,
+    ) -> Result<v1::GenerateSummary, GenerateError> {
+        if let Some(kept) = kept {
+            let dropped = kept.begin(&self.cluster.revision);
+            if dropped > 0 {
+                warn!("{dropped} pieces of kept work are dropped: they are of another revision of the model");
+            }
+        }
         let pipeline = Pipeline {
             fleets: &self.fleets,
             cache: &self.cache,
@@ -126,6 +169,7 @@ impl Accepted {
             promise: &self.promise,
             checkpoint_interval: self.settings.checkpoint_interval,
             patience: self.settings.patience,
+            kept,
             events,
         };
         let outcome = pipeline.run().await.inspect_err(|error| self.record.failed(error))?;

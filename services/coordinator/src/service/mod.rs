@@ -2,10 +2,12 @@
 
 mod generate;
 mod identified;
+mod jobs;
 mod model;
 mod record;
 
 pub(crate) use generate::{Generation, Settings};
+pub(crate) use jobs::JobCalls;
 pub(crate) use model::Model;
 
 use crate::{

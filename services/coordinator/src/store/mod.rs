@@ -4,7 +4,7 @@
 
 mod sealed;
 
-pub(crate) use sealed::{open, seal};
+pub(crate) use sealed::{Unreadable, open, seal};
 
 use redis::{
     Client, Cmd, FromRedisValue, RedisError, RedisResult, ScriptInvocation,

@@ -7,6 +7,7 @@ mod fake;
 mod faults;
 mod health;
 mod idempotency;
+mod jobs;
 mod model;
 mod placement;
 mod plans;
