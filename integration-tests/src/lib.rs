@@ -9,6 +9,7 @@ pub mod golden;
 pub mod made;
 pub mod picture;
 pub mod process;
+pub mod redis;
 
 pub use altered::Altered;
 pub use client::{Clients, fox, refused_fields};
@@ -17,3 +18,4 @@ pub use fleet::{Fault, Member};
 pub use made::Made;
 pub use picture::{Difference, Picture};
 pub use process::Server;
+pub use redis::Redis;
