@@ -95,7 +95,7 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
     Ok(())
 }
 
-/// Health says SERVING for jobs while Redis is there, whatever the stages do: they wait for those.
+/// Health says SERVING for jobs while Redis is there, whatever the stages do: they wait for those. `/healthz` names Redis.
 fn follow_jobs(jobs: &Jobs, health: Health) -> JoinSet<()> {
     let (up, stopped) = (jobs.up(), jobs.shutdown().triggered());
     let mut following = JoinSet::new();
@@ -104,6 +104,7 @@ fn follow_jobs(jobs: &Jobs, health: Health) -> JoinSet<()> {
         let follow = async {
             loop {
                 let is_up = *up.borrow_and_update();
+                health.set_dependency("redis", is_up);
                 health.set_apart(job::SERVICE_NAME, is_up).await;
                 if up.changed().await.is_err() {
                     return;

@@ -64,7 +64,7 @@ async fn follow(
         if said.as_ref() != Some(&line) {
             match &obstacle {
                 None => health.set_serving().await,
-                Some(_) => health.set_not_serving().await,
+                Some(line) => health.set_obstacle(line.clone()).await,
             }
             match (&state, &obstacle) {
                 (ModelState::Contradiction(_), _) => error!("not ready: {line}"),

@@ -20,7 +20,11 @@ use sdxl_runtime::{
     telemetry::{self, TelemetryGuard},
 };
 use std::{net::SocketAddr, sync::OnceLock, time::Duration};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 use tonic::{Status, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -71,6 +75,7 @@ pub(crate) struct Cluster {
     pub refiner: Vec<Fake>,
     pub vae: Vec<Fake>,
     config: Config,
+    address: SocketAddr,
     pub shutdown: Shutdown,
     pub serving: JoinHandle<anyhow::Result<()>>,
     pub channel: Channel,
@@ -125,7 +130,7 @@ impl Cluster {
         let serving = tokio::spawn(sdxl_coordinator::serve(config.clone(), listener, shutdown.clone()));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy();
         let (text_encoder, base_unet, refiner, vae) = Default::default();
-        Self { text_encoder, base_unet, refiner, vae, config, shutdown, serving, channel }
+        Self { text_encoder, base_unet, refiner, vae, config, address, shutdown, serving, channel }
     }
 
     pub(crate) fn client(&self) -> ImageGenerationServiceClient<Channel> {
@@ -164,6 +169,15 @@ impl Cluster {
         let mut client = HealthClient::new(self.channel.clone());
         let request = HealthCheckRequest { service: service.into() };
         client.check(request).await.map(|answer| answer.into_inner().status())
+    }
+
+    /// What `/healthz` says over plain HTTP.
+    pub(crate) async fn healthz(&self) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     pub(crate) async fn becomes(&self, status: ServingStatus, within: Duration) {

@@ -376,12 +376,15 @@ async fn without_redis_jobs_are_unavailable_and_the_rest_goes_on_and_all_comes_b
     redis.stop();
     becomes(&cluster, NotServing).await;
     assert_eq!(cluster.health("sdxl.v1.ImageGenerationService").await.unwrap(), Serving);
+    let page = cluster.healthz().await;
+    assert!(page.starts_with("HTTP/1.1 200") && page.contains(r#""redis":"NOT_SERVING""#), "{page}");
     assert_eq!(submit(&cluster, cat()).await.unwrap_err().code(), Code::Unavailable);
     let began = Instant::now();
     cluster.generate(cat()).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     redis.resume();
     becomes(&cluster, Serving).await;
+    assert!(cluster.healthz().await.contains(r#""redis":"SERVING""#));
     let last = ended(&cluster, &job.id).await;
     assert_eq!(last.state(), JobState::Succeeded);
 }

@@ -1,8 +1,13 @@
 //! What happens to each call before it reaches its service: a span of the caller's trace, the caller's deadline, and
 //! refusal once the server is draining. Calls are counted until the last byte of their answer, so that draining knows
-//! when it is done.
+//! when it is done. `/healthz` is answered here, before anything that speaks gRPC.
 
-use crate::{deadline::Deadline, propagation, shutdown::Shutdown};
+use crate::{
+    deadline::Deadline,
+    health::{self, Health},
+    propagation,
+    shutdown::Shutdown,
+};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
@@ -25,13 +30,14 @@ const EARLIER: Duration = Duration::from_millis(2);
 /// Wraps services in what this module's head describes.
 #[derive(Clone, Debug)]
 pub(crate) struct CallLayer {
+    health: Health,
     shutdown: Shutdown,
     running: Arc<watch::Sender<usize>>,
 }
 
 impl CallLayer {
-    pub(crate) fn new(shutdown: Shutdown) -> Self {
-        Self { shutdown, running: Arc::new(watch::Sender::new(0)) }
+    pub(crate) fn new(health: Health, shutdown: Shutdown) -> Self {
+        Self { health, shutdown, running: Arc::new(watch::Sender::new(0)) }
     }
 
     /// Waits until no call is running.
@@ -70,6 +76,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.uri().path() == health::PATH {
+            return Box::pin(std::future::ready(Ok(self.layer.health.page())));
+        }
         // Health and reflection are asked for all the time, by design without end, and also while draining.
         if request.uri().path().starts_with("/grpc.") {
             return Box::pin(self.inner.call(request));

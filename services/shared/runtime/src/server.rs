@@ -73,7 +73,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
     TcpListener::bind(address).await.map_err(|source| ServerError::Bind { address, source })
 }
 
-/// Serves `routes`, health and reflection until `server.shutdown`, then drains: health says NOT_SERVING, new calls get
+/// Serves `routes`, health (also at `/healthz` over HTTP/1.1) and reflection until `server.shutdown`, then drains: health says NOT_SERVING, new calls get
 /// UNAVAILABLE, running calls finish, or are given up after `drain_timeout`.
 ///
 /// Prints `listening http://ADDR` on standard output first; nothing else ever goes there. Each call has a span in the
@@ -89,10 +89,11 @@ pub async fn serve(server: Server, routes: Routes) -> Result<(), ServerError> {
         .add_service(HealthServer::new(HealthService::from_health_reporter(health.reporter())))
         .add_service(reflection(&health, descriptors).build_v1()?)
         .add_service(reflection(&health, descriptors).build_v1alpha()?);
-    let calls = CallLayer::new(shutdown.clone());
+    let calls = CallLayer::new(health.clone(), shutdown.clone());
     let close = Shutdown::new();
     let mut serving = Box::pin(
         Transport::builder()
+            .accept_http1(true) // for /healthz
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .initial_stream_window_size(STREAM_WINDOW)

@@ -1,6 +1,10 @@
 use super::*;
 use std::{convert::Infallible, future::Future, pin::Pin};
-use tokio::task::JoinHandle;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+};
 use tonic::{
     Code, Request, Status,
     body::Body,
@@ -41,6 +45,7 @@ impl tower::Service<http::Request<Body>> for Slow {
 }
 
 struct Running {
+    address: SocketAddr,
     channel: Channel,
     health: Health,
     shutdown: Shutdown,
@@ -60,7 +65,7 @@ async fn start(call_time: Duration, drain_timeout: Duration) -> Running {
     };
     let serving = tokio::spawn(serve(server, Routes::new(Slow(call_time))));
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-    Running { channel, health, shutdown, serving }
+    Running { address, channel, health, shutdown, serving }
 }
 
 /// The status that a call of the slow service ends with.
@@ -98,6 +103,45 @@ async fn health_follows_what_is_said() {
     server.serving.await.unwrap().unwrap();
 }
 
+/// The head's first line and the body of `/healthz`, as a probe or curl gets them.
+async fn healthz(address: SocketAddr) -> (String, serde_json::Value) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), serde_json::from_str(body).unwrap())
+}
+
+#[tokio::test]
+async fn plain_http_is_told_too() {
+    let server = start(Duration::from_millis(400), Duration::from_secs(5)).await;
+    server.health.set_obstacle("no replica of vae is ready".to_owned()).await;
+    server.health.set_dependency("redis", false);
+    let (line, page) = healthz(server.address).await;
+    assert_eq!(line, "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(
+        (&page["status"], &page["obstacle"]),
+        (&"NOT_SERVING".into(), &"no replica of vae is ready".into())
+    );
+    assert_eq!(page["dependencies"]["redis"], "NOT_SERVING");
+    server.health.set_serving().await;
+    let (line, page) = healthz(server.address).await;
+    assert_eq!(line, "HTTP/1.1 200 OK", "it serves without what it can do without");
+    assert_eq!(
+        (&page["obstacle"], &page["services"][Slow::NAME]),
+        (&serde_json::Value::Null, &"SERVING".into())
+    );
+    // While it drains it says that it does not serve, and is still asked.
+    let running = call(&server.channel);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.shutdown.trigger();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(healthz(server.address).await.0, "HTTP/1.1 503 Service Unavailable");
+    running.await.unwrap();
+    server.serving.await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn draining_finishes_what_runs_and_refuses_what_comes() {
     let server = start(Duration::from_millis(400), Duration::from_secs(5)).await;
@@ -129,7 +173,8 @@ async fn a_health_watch_and_an_endless_call_do_not_hold_the_server() {
 #[tokio::test]
 async fn the_deadline_is_deadline_exceeded_and_not_cancelled() {
     // Past the wire: tonic's client would end the call by itself.
-    let mut service = tower::Layer::layer(&CallLayer::new(Shutdown::new()), Slow(Duration::from_secs(3600)));
+    let layer = CallLayer::new(Health::new(&[]).await, Shutdown::new());
+    let mut service = tower::Layer::layer(&layer, Slow(Duration::from_secs(3600)));
     let mut request = http::Request::new(Body::empty());
     request.headers_mut().insert("grpc-timeout", "30m".parse().unwrap());
     let answer = tower::Service::call(&mut service, request).await.unwrap();
