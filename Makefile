@@ -1,7 +1,7 @@
 # Every target works on a clean Debian machine with Rust; what else it needs, it installs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: run test lint bench model model-smoke help
+.PHONY: run test soak lint bench model model-smoke help
 PROMPT ?= a large red circle on a blue background
 
 run: ## Build, start every service here, make a picture through gRPC and say where it is (PROMPT="...")
@@ -13,6 +13,11 @@ test: ## Install what the tests need and run them all
 	integration-tests/redis/setup.sh
 	cargo build --workspace --bins
 	cargo test --workspace --no-fail-fast
+
+soak: ## Ten minutes of faults, after which nothing may have grown or be left over
+	integration-tests/redis/setup.sh
+	cargo build --workspace --bins
+	cargo test -p integration-tests --test soak -- --ignored --nocapture
 
 lint: ## Formatting, clippy, and who may import whom
 	cargo fmt --all --check

@@ -4,7 +4,7 @@ use sdxl_proto::{
     MAX_MESSAGE_BYTES,
     v1::{
         GenerateRequest, denoiser_service_client::DenoiserServiceClient,
-        image_generation_service_client::ImageGenerationServiceClient,
+        image_generation_service_client::ImageGenerationServiceClient, job_service_client::JobServiceClient,
         model_service_client::ModelServiceClient, stage_service_client::StageServiceClient,
         text_encoder_service_client::TextEncoderServiceClient, vae_service_client::VaeServiceClient,
     },
@@ -40,6 +40,12 @@ impl Clients {
     #[must_use]
     pub fn images(&self) -> ImageGenerationServiceClient<Channel> {
         ImageGenerationServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Jobs.
+    #[must_use]
+    pub fn jobs(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// What the cluster serves.

@@ -71,6 +71,23 @@ impl Member {
         *running = Some(Starting::spawn_at(self.binary, &self.args, listen).listening());
     }
 
+    /// What `/healthz` of the process says.
+    ///
+    /// # Panics
+    /// Where there is no process, or it says nothing.
+    #[must_use]
+    pub fn healthz(&self) -> serde_json::Value {
+        let running = self.running.lock().expect("no test panicked in here");
+        running.as_ref().expect("a process").healthz()
+    }
+
+    /// What the process has written to stderr; nothing while there is none.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        let running = self.running.lock().expect("no test panicked in here");
+        running.as_ref().map(Server::stderr).unwrap_or_default()
+    }
+
     /// Bytes of memory that the process holds at this moment; 0 while there is none.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {

@@ -9,6 +9,7 @@ pub mod golden;
 pub mod made;
 pub mod picture;
 pub mod process;
+pub mod profile;
 pub mod redis;
 
 pub use altered::Altered;
@@ -18,4 +19,5 @@ pub use fleet::{Fault, Member};
 pub use made::Made;
 pub use picture::{Difference, Picture};
 pub use process::Server;
+pub use profile::Profile;
 pub use redis::Redis;

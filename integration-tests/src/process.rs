@@ -4,7 +4,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::PathBuf,
     process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
     sync::{Mutex, mpsc},
@@ -103,6 +104,23 @@ impl Server {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib: Option<u64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
         kib.unwrap_or(0) * 1024
+    }
+
+    /// What `/healthz` says.
+    ///
+    /// # Panics
+    /// Where it says nothing, or no JSON.
+    #[must_use]
+    pub fn healthz(&self) -> serde_json::Value {
+        let host = self.address.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(host).expect("it listens");
+        stream.set_read_timeout(Some(START)).expect("a time");
+        write!(stream, "GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")
+            .expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        serde_json::from_str(body).expect("JSON")
     }
 
     /// What the process has written to stderr so far.
@@ -204,7 +222,7 @@ pub fn run(mut command: Command, limit: Duration) -> Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let _stdin = child.stdin.take();
-    let drain = |pipe: Option<Box<dyn std::io::Read + Send>>| {
+    let drain = |pipe: Option<Box<dyn Read + Send>>| {
         thread::spawn(move || {
             let mut bytes = Vec::new();
             let _ = pipe.expect("piped").read_to_end(&mut bytes);

@@ -1,58 +1,14 @@
 //! A cluster whose stages take their time and compute nothing, behind the real coordinator.
 
-use integration_tests::{Cluster, ClusterConfig, Picture, fox, process};
+use integration_tests::{Cluster, ClusterConfig, Picture, Profile, fox, process};
 use sdxl_proto::v1;
-use std::{fs, path::PathBuf, time::Duration};
-
-/// A small model's shapes, with times that nobody notices.
-const PROFILE: &str = r#"
-name = "quick"
-dtype = "f16"
-latent_channels = 4
-
-[text_encoder.base]
-num_hidden_layers = 3
-force_zeros_for_empty_prompt = true
-seconds_per_text = 0.0001
-
-[text_encoder.refiner]
-num_hidden_layers = 3
-force_zeros_for_empty_prompt = false
-seconds_per_text = 0.0001
-
-[base_unet]
-sample_size = 16
-cross_attention_dim = 48
-pooled_projection_dim = 32
-scheduler = { _class_name = "EulerDiscreteScheduler", steps_offset = 1, timestep_spacing = "leading" }
-step = [
-    { height = 128, width = 128, overhead_seconds = 0.001, per_evaluation_seconds = 0.0001, max_batch = 4 },
-]
-
-[refiner]
-sample_size = 16
-cross_attention_dim = 32
-pooled_projection_dim = 32
-scheduler = { _class_name = "EulerDiscreteScheduler", steps_offset = 1, timestep_spacing = "leading" }
-step = [
-    { height = 128, width = 128, overhead_seconds = 0.001, per_evaluation_seconds = 0.0001, max_batch = 4 },
-]
-
-[vae]
-picture = [{ height = 128, width = 128, seconds = 0.002 }]
-"#;
-
-fn profile() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("quick.toml");
-    fs::write(&path, PROFILE).unwrap();
-    (folder, path)
-}
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_simulated_cluster_makes_pictures() {
-    let (_folder, path) = profile();
-    let cluster = Cluster::start(&ClusterConfig { base_unets: 2, ..ClusterConfig::simulated(&path) });
+    let profile = Profile::quick(0.001);
+    let cluster =
+        Cluster::start(&ClusterConfig { base_unets: 2, ..ClusterConfig::simulated(profile.path()) });
     let clients = cluster.clients();
     let model = clients.model().get_model(v1::GetModelRequest {}).await.unwrap().into_inner();
     assert_eq!((model.model.as_str(), model.has_refiner), ("quick", true));
@@ -86,8 +42,8 @@ async fn a_simulated_cluster_makes_pictures() {
 
 #[test]
 fn flags_that_do_not_go_together_are_named() {
-    let (_folder, path) = profile();
-    let path = path.display().to_string();
+    let profile = Profile::quick(0.001);
+    let path = profile.path().display().to_string();
     for (binary, folder) in [
         ("sdxl-text-encoder", "--base"),
         ("sdxl-base-unet", "--model"),

@@ -10,7 +10,6 @@ use crate::{
     store::{self, Store, StoreError},
 };
 use bytes::Bytes;
-use redis::Cmd;
 use sdxl_core::Tenant;
 use sdxl_proto::v1::{Image, JobState};
 use std::{collections::HashMap, time::Duration};
@@ -18,6 +17,8 @@ use tracing::{info, warn};
 
 const QUEUE: &str = "sdxl:jobs";
 const GROUP: &str = "coordinators";
+/// A coordinator that was not heard of for so many leases is gone.
+pub(super) const SILENT: u32 = 10;
 /// What a piece of work in Redis is.
 const PIECE: &str = "piece";
 
@@ -209,20 +210,22 @@ impl Ledger {
         }
     }
 
-    /// A consumer that has nothing goes from the group, so that it does not list all that ever were.
+    /// This coordinator takes no more jobs, and goes from the group if it has none.
     pub(super) async fn leave(&self) {
-        let mut pending = redis::cmd("XPENDING");
-        pending.arg(QUEUE).arg(GROUP).arg("-").arg("+").arg(1).arg(&self.consumer);
-        let Ok(left) = self.store.query::<Vec<redis::Value>>(&pending).await else { return };
-        if left.is_empty() {
-            let _ = self
-                .ask(redis::cmd("XGROUP").arg("DELCONSUMER").arg(QUEUE).arg(GROUP).arg(&self.consumer))
-                .await;
-        }
+        self.tidied(&self.consumer).await;
     }
 
-    async fn ask(&self, command: &Cmd) -> Result<(), StoreError> {
-        self.store.query::<redis::Value>(command).await.map(drop)
+    /// Coordinators that died without a word go from the group once others have their jobs. One that lives and has had
+    /// nothing to do for as long goes too, and is back with its next job.
+    pub(super) async fn tidy(&self) {
+        self.tidied("").await;
+    }
+
+    async fn tidied(&self, leaving: &str) {
+        let mut script = scripts::TIDY.prepare_invoke();
+        script.key(QUEUE).arg(GROUP).arg(leaving).arg(milliseconds(self.lease * SILENT));
+        // The next one who tidies up does it too.
+        let _ = self.store.invoke::<i64>(&script).await;
     }
 }
 

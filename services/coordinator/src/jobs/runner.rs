@@ -2,7 +2,7 @@
 
 use super::{
     Shared,
-    ledger::{Ledger, Taken},
+    ledger::{Ledger, SILENT, Taken},
     record::End,
 };
 use crate::pipeline::{Events, GenerateError, Item, Kept};
@@ -34,6 +34,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let places = Arc::new(Semaphore::new(shared.settings.concurrency));
     let mut running = JoinSet::new();
     let Some(ledger) = &shared.ledger else { return };
+    let tidying = ledger.clone();
+    let mut beside = JoinSet::new();
+    beside.spawn(async move {
+        loop {
+            sleep(tidying.lease * SILENT).await;
+            tidying.tidy().await;
+        }
+    });
     loop {
         let taken = tokio::select! {
             taken = next(&shared, ledger, &places) => taken,

@@ -106,4 +106,17 @@ scripts! {
         end
         for _, i in ipairs({1, 3, 4}) do redis.call('PEXPIRE', KEYS[i], ARGV[4]) end
         return 1";
+
+    /// Consumers that have nothing go from the group: the one that is leaving, and those that were not heard of for long.
+    ///
+    /// KEYS: queue. ARGV: group, the one that is leaving or nothing, how long in ms.
+    TIDY = r"
+        for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+            local is = {}
+            for i = 1, #consumer, 2 do is[consumer[i]] = consumer[i + 1] end
+            if is.pending == 0 and (is.name == ARGV[2] or is.idle >= tonumber(ARGV[3])) then
+                redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], is.name)
+            end
+        end
+        return 1";
 }
