@@ -9,8 +9,8 @@ use std::time::Duration;
 #[derive(Parser, Clone, Debug)]
 #[command(name = "sdxl-coordinator", version)]
 pub struct Args {
-    /// Replicas of the text-encoder stage, as HOST:PORT, separated by commas; or dns:HOST:PORT for all behind a name, as of
-    /// a headless Service
+    /// Replicas of the text-encoder stage, as HOST:PORT, separated by commas; or dns:HOST:PORT for all behind a name; or
+    /// kubernetes:SERVICE[.NAMESPACE]:PORT for the endpoints of a Service, with the port's number or name
     #[arg(long, env = "SDXL_TEXT_ENCODER", value_name = "ADDR,…", value_delimiter = ',')]
     pub text_encoder: Vec<String>,
 
@@ -25,6 +25,10 @@ pub struct Args {
     /// Replicas of the vae stage
     #[arg(long, env = "SDXL_VAE", value_name = "ADDR,…", value_delimiter = ',')]
     pub vae: Vec<String>,
+
+    /// The zone that this coordinator is in, as Kubernetes names zones: replicas there are preferred until they are busier
+    #[arg(long, env = "SDXL_ZONE", value_name = "NAME")]
+    pub zone: Option<String>,
 
     /// How often a dns: name is resolved
     #[arg(long, env = "SDXL_DNS_INTERVAL", value_name = "SECONDS", default_value = "5", value_parser = seconds)]

@@ -3,7 +3,7 @@
 use crate::{
     args::Args,
     keep::{Keep, KeepError},
-    placement::{Address, DnsName, Source},
+    placement::{Address, DnsName, ServiceName, Source},
 };
 use sdxl_core::StageKind;
 use std::time::Duration;
@@ -20,6 +20,8 @@ pub struct Config {
     pub refiner: Option<Source>,
     /// Of the vae stage.
     pub vae: Source,
+    /// The zone that the coordinator is in, as Kubernetes names zones; replicas there are preferred.
+    pub zone: Option<String>,
     /// How long connecting to a replica may take.
     pub connect_timeout: Duration,
     /// Requests at work at the same time.
@@ -97,6 +99,8 @@ impl TryFrom<&Args> for Config {
             base_unet: needed(StageKind::BaseUnet, &args.base_unet, args.dns_interval)?,
             refiner: listed(StageKind::Refiner, &args.refiner, args.dns_interval)?,
             vae: needed(StageKind::Vae, &args.vae, args.dns_interval)?,
+            // An environment variable that is set to nothing is no zone.
+            zone: args.zone.as_deref().map(str::trim).filter(|zone| !zone.is_empty()).map(str::to_owned),
             connect_timeout: args.connect_timeout,
             max_requests: usize::try_from(args.max_requests).unwrap_or(usize::MAX),
             checkpoint_interval: args.checkpoint_interval,
@@ -106,6 +110,17 @@ impl TryFrom<&Args> for Config {
             keep: Keep::try_from(&args.keep)?,
             drain_timeout: args.server.drain_timeout,
         })
+    }
+}
+
+impl Config {
+    /// Whether replicas are found by asking Kubernetes.
+    #[must_use]
+    pub fn uses_kubernetes(&self) -> bool {
+        [&self.text_encoder, &self.base_unet, &self.vae]
+            .into_iter()
+            .chain(&self.refiner)
+            .any(|source| matches!(source, Source::Kubernetes(_)))
     }
 }
 
@@ -120,13 +135,15 @@ fn listed(stage: StageKind, values: &[String], dns: Duration) -> Result<Option<S
     // An environment variable that is set to nothing is one empty value.
     let values: Vec<_> = values.iter().filter(|value| !value.trim().is_empty()).collect();
     for value in &values {
-        let Some(name) = DnsName::parse(value) else { continue };
+        let dns = || Some(DnsName::parse(value)?.map(|name| Source::Dns { name, interval: dns }));
+        let kubernetes = || Some(ServiceName::parse(value)?.map(Source::Kubernetes));
+        let Some(source) = dns().or_else(kubernetes) else { continue };
         let wrong = |problem| ConfigError::Address { flag, value: (*value).clone(), problem };
-        let name = name.map_err(wrong)?;
+        let source = source.map_err(wrong)?;
         if values.len() > 1 {
-            return Err(wrong("a name that is resolved stands alone"));
+            return Err(wrong("a name for all replicas stands alone"));
         }
-        return Ok(Some(Source::Dns { name, interval: dns }));
+        return Ok(Some(source));
     }
     for value in values {
         let address: Address =
@@ -165,11 +182,23 @@ mod tests {
         assert!(matches!(refiner, Source::Dns { interval, .. } if interval == Duration::from_secs(5)));
         assert_eq!(
             config(&["--refiner", "r:1,dns:refiner:1"]).unwrap_err(),
-            "--refiner: \"dns:refiner:1\" is not an address: a name that is resolved stands alone"
+            "--refiner: \"dns:refiner:1\" is not an address: a name for all replicas stands alone"
         );
         assert_eq!(
             config(&["--dns-interval", "0"]).unwrap_err(),
             "--dns-interval: 0 seconds would ask without end"
+        );
+    }
+
+    #[test]
+    fn a_service_of_kubernetes_is_watched() {
+        let found = config(&["--refiner", "kubernetes:refiner:grpc", "--zone", " "]).unwrap();
+        assert!(matches!(found.refiner, Some(Source::Kubernetes(_))) && found.uses_kubernetes());
+        assert!(found.zone.is_none() && !config(&[]).unwrap().uses_kubernetes());
+        assert_eq!(
+            config(&["--refiner", "kubernetes:Refiner:1"]).unwrap_err(),
+            "--refiner: \"kubernetes:Refiner:1\" is not an address: Services and namespaces are named in small letters, \
+             digits and dashes, by at most 63"
         );
     }
 

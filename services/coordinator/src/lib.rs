@@ -21,6 +21,7 @@ pub use config::{Config, ConfigError};
 pub use keep::{Keep, KeepArgs, KeepError, Redis};
 pub use pipeline::GenerateError;
 
+use anyhow::Context;
 use cache::EmbeddingCache;
 use jobs::Jobs;
 use once::Once;
@@ -61,7 +62,11 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
         .await
         .apart(job::SERVICE_NAME)
         .await;
-    let fleets = Arc::new(Fleets::start(&config));
+    let kubernetes = match config.uses_kubernetes() {
+        true => Some(kube::Client::try_default().await.context("Kubernetes cannot be asked for replicas")?),
+        false => None,
+    };
+    let fleets = Arc::new(Fleets::start(&config, kubernetes.as_ref()));
     // Both follow the stages until the last request is done.
     let readiness = Readiness::start(&fleets, health.clone(), shutdown.clone());
     let settings = Settings {

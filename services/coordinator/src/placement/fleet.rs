@@ -4,8 +4,10 @@ use super::{
     info::StageInfo,
     probe,
     replica::{Lease, Replica},
-    source::{Address, Source},
+    source::{Address, Endpoints, Source},
 };
+use kube::Client;
+use rand::seq::IndexedRandom;
 use sdxl_core::StageKind;
 use std::{
     collections::HashMap,
@@ -21,6 +23,18 @@ use tracing::{info, warn};
 
 /// Beyond so many that take work, two of them are compared in place of all.
 const LARGE_FLEET: usize = 16;
+
+/// A replica of another zone is taken where it is done this much sooner.
+const ZONE_COST: f64 = 1.1;
+
+/// Where the coordinator is, and how replicas are reached from there.
+#[derive(Clone, Debug, Default)]
+pub struct Near {
+    /// As Kubernetes names zones.
+    pub zone: Option<String>,
+    /// How long connecting to a replica may take.
+    pub connect_timeout: Duration,
+}
 
 /// The replicas of a stage, followed in the background until this is dropped.
 #[derive(Debug)]
@@ -41,10 +55,11 @@ pub struct FleetStatus {
 impl Fleet {
     /// Starts to follow the replicas that `source` gives. Must be called in a tokio runtime.
     #[must_use]
-    pub fn start(stage: StageKind, source: Source, connect_timeout: Duration) -> Self {
-        let shared = Arc::new(Shared::new(stage));
+    pub fn start(stage: StageKind, source: Source, kubernetes: Option<Client>, near: Near) -> Self {
+        let shared = Arc::new(Shared::new(stage, near.zone));
         let mut following = JoinSet::new();
-        following.spawn(follow(Arc::clone(&shared), source, connect_timeout));
+        let found = source.start(stage, kubernetes);
+        following.spawn(follow(Arc::clone(&shared), found, near.connect_timeout));
         Self { shared, _following: following }
     }
 
@@ -62,7 +77,7 @@ impl Fleet {
 
     /// Gives `work` to the ready replica that will be done with it first, of those that are not in `avoided`; `None` where
     /// there is none. Among equals they take turns. In a large fleet the better of two random ones is nearly as good, and
-    /// found at once (Mitzenmacher 2001).
+    /// found at once (Mitzenmacher 2001). One in the coordinator's own zone is preferred until it is busier.
     #[must_use]
     pub fn pick(&self, work: u64, avoided: &[Arc<Replica>]) -> Option<Lease> {
         self.shared.pick(work, avoided)
@@ -100,6 +115,7 @@ impl Fleet {
 #[derive(Debug)]
 pub(super) struct Shared {
     stage: StageKind,
+    zone: Option<String>,
     members: Mutex<Members>,
     status: watch::Sender<FleetStatus>,
 }
@@ -133,8 +149,8 @@ impl Member {
 }
 
 impl Shared {
-    fn new(stage: StageKind) -> Self {
-        Self { stage, members: Mutex::default(), status: watch::Sender::default() }
+    fn new(stage: StageKind, zone: Option<String>) -> Self {
+        Self { stage, zone, members: Mutex::default(), status: watch::Sender::default() }
     }
 
     pub(super) fn stage(&self) -> StageKind {
@@ -151,8 +167,10 @@ impl Shared {
         let count = members.list.len();
         let mut places: Vec<usize> = (0..count).filter(|i| takes_work(&members.list[*i])).collect();
         if places.len() > LARGE_FLEET {
-            let two = rand::seq::index::sample(&mut rand::rng(), places.len(), 2);
-            places = two.into_iter().map(|i| places[i]).collect();
+            let (far, near): (Vec<_>, Vec<_>) =
+                places.into_iter().partition(|i| self.is_far(&members.list[*i].replica));
+            places =
+                near.sample(&mut rand::rng(), 2).chain(far.sample(&mut rand::rng(), 2)).copied().collect();
         }
         let usual = mean_speed(&members.list);
         let turn = members.turn;
@@ -160,6 +178,7 @@ impl Shared {
             let replica = &members.list[*i].replica;
             #[expect(clippy::cast_precision_loss, reason = "an estimate")]
             let seconds = (replica.outstanding() + work) as f64 / replica.speed().or(usual).unwrap_or(1.0);
+            let seconds = if self.is_far(replica) { seconds * ZONE_COST } else { seconds };
             (seconds, (i + count - turn % count) % count)
         };
         let (index, _) = places
@@ -170,6 +189,11 @@ impl Shared {
         members.turn = index + 1;
         // Counted before the lock is let go, so that two requests never both see the same one idle.
         Some(Lease::new(replica, adopted.revision.as_str().into(), work))
+    }
+
+    /// Whether the replica is known to be in another zone than the coordinator.
+    fn is_far(&self, replica: &Replica) -> bool {
+        self.zone.as_deref().zip(replica.zone()).is_some_and(|(own, its)| own != its)
     }
 
     fn speed(&self) -> Option<f64> {
@@ -276,14 +300,13 @@ fn mean_speed(members: &[Member]) -> Option<f64> {
 }
 
 /// Keeps one probe running for each address of the source.
-async fn follow(shared: Arc<Shared>, source: Source, connect_timeout: Duration) {
-    let mut source = source.start(shared.stage);
+async fn follow(shared: Arc<Shared>, mut source: Endpoints, connect_timeout: Duration) {
     let mut probes = JoinSet::new();
     let mut running: HashMap<Address, AbortHandle> = HashMap::new();
     loop {
         let wanted = source.current();
         running.retain(|address, probe| {
-            let stays = wanted.contains(address);
+            let stays = wanted.iter().any(|endpoint| endpoint.address == *address);
             if !stays {
                 probe.abort();
                 shared.leave(address);
@@ -291,11 +314,12 @@ async fn follow(shared: Arc<Shared>, source: Source, connect_timeout: Duration) 
             }
             stays
         });
-        for address in wanted {
+        for endpoint in wanted {
+            let address = endpoint.address.clone();
             if running.contains_key(&address) {
                 continue;
             }
-            match Replica::new(address.clone(), connect_timeout).map(Arc::new) {
+            match Replica::new(endpoint, connect_timeout).map(Arc::new) {
                 Ok(replica) => {
                     shared.join(Arc::clone(&replica));
                     running.insert(address, probes.spawn(probe::run(Arc::clone(&shared), replica)));

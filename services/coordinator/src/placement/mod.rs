@@ -3,16 +3,19 @@
 
 mod fleet;
 mod info;
+mod kubernetes;
 mod probe;
 mod replica;
 mod source;
 
-pub use fleet::{Fleet, FleetStatus};
+pub use fleet::{Fleet, FleetStatus, Near};
 pub use info::{Details, StageInfo};
+pub use kubernetes::ServiceName;
 pub use replica::{Lease, Replica};
-pub use source::{Address, DnsName, Source};
+pub use source::{Address, DnsName, Endpoint, Source};
 
 use crate::config::Config;
+use kube::Client;
 use sdxl_core::StageKind;
 use std::time::Duration;
 use tower::retry::budget::TpsBudget;
@@ -36,10 +39,14 @@ pub struct Fleets {
 }
 
 impl Fleets {
-    /// Starts to follow all replicas of `config`. Must be called in a tokio runtime; ends when dropped.
+    /// Starts to follow all replicas of `config`, which needs a client of Kubernetes for what is found there. Must be
+    /// called in a tokio runtime; ends when dropped.
     #[must_use]
-    pub fn start(config: &Config) -> Self {
-        let fleet = |stage, source: &Source| Fleet::start(stage, source.clone(), config.connect_timeout);
+    pub fn start(config: &Config, kubernetes: Option<&Client>) -> Self {
+        let fleet = |stage, source: &Source| {
+            let near = Near { zone: config.zone.clone(), connect_timeout: config.connect_timeout };
+            Fleet::start(stage, source.clone(), kubernetes.cloned(), near)
+        };
         Self {
             text_encoder: fleet(StageKind::TextEncoder, &config.text_encoder),
             base_unet: fleet(StageKind::BaseUnet, &config.base_unet),

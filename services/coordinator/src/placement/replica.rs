@@ -1,6 +1,6 @@
 //! One replica, the work that was given to it, and how fast it does it.
 
-use super::source::Address;
+use super::source::{Address, Endpoint as Found};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -28,6 +28,7 @@ const SHORTEST_HANG: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Replica {
     address: Address,
+    zone: Option<String>,
     channel: Channel,
     outstanding: AtomicU64,
     pace: Mutex<Pace>,
@@ -46,11 +47,12 @@ struct Pace {
 }
 
 impl Replica {
-    /// The replica at `address`, which is connected to when it is first called, and again after a connection broke.
+    /// The replica at an address, which is connected to when it is first called, and again after a connection broke.
     ///
     /// # Errors
     /// Where the address makes no URI.
-    pub fn new(address: Address, connect_timeout: Duration) -> Result<Self, tonic::transport::Error> {
+    pub fn new(found: Found, connect_timeout: Duration) -> Result<Self, tonic::transport::Error> {
+        let Found { address, zone } = found;
         let channel = Endpoint::from_shared(address.url())?
             .connect_timeout(connect_timeout)
             .tcp_nodelay(true)
@@ -63,6 +65,7 @@ impl Replica {
         let pace = Pace { heard: Instant::now(), step: None, speed: None };
         Ok(Self {
             address,
+            zone,
             channel,
             outstanding: AtomicU64::new(0),
             pace: Mutex::new(pace),
@@ -74,6 +77,12 @@ impl Replica {
     #[must_use]
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Its zone, where that is known.
+    #[must_use]
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
     }
 
     /// For a client of one of its services; cheap.
@@ -186,9 +195,13 @@ impl Drop for Lease {
 mod tests {
     use super::*;
 
+    fn here() -> Found {
+        "127.0.0.1:1".parse::<Address>().unwrap().into()
+    }
+
     #[tokio::test]
     async fn a_replica_is_known_by_its_steps() {
-        let replica = Replica::new("127.0.0.1:1".parse().unwrap(), Duration::from_secs(1)).unwrap();
+        let replica = Replica::new(here(), Duration::from_secs(1)).unwrap();
         assert_eq!((replica.speed(), replica.longest_step()), (None, None));
         replica.stepped(100, Duration::from_secs(1));
         assert_eq!((replica.speed(), replica.longest_step()), (Some(100.0), Some(Duration::from_secs(8))));
@@ -203,7 +216,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_is_outstanding_until_it_is_done_or_dropped() {
-        let replica = Arc::new(Replica::new("127.0.0.1:1".parse().unwrap(), Duration::from_secs(1)).unwrap());
+        let replica = Arc::new(Replica::new(here(), Duration::from_secs(1)).unwrap());
         let mut lease = Lease::new(Arc::clone(&replica), "r".into(), 10);
         let other = Lease::new(Arc::clone(&replica), "r".into(), 5);
         assert_eq!(replica.outstanding(), 15);

@@ -1,5 +1,7 @@
 //! Where replicas are found.
 
+use super::kubernetes::{self, ServiceName};
+use kube::Client;
 use sdxl_core::StageKind;
 use std::{fmt, io, str::FromStr, time::Duration};
 use tokio::{net::lookup_host, sync::watch, time::sleep};
@@ -15,6 +17,14 @@ impl Address {
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.0)
+    }
+}
+
+impl Address {
+    /// Of a host's name or address, which may be one of IPv6; `None` for what is neither.
+    pub(super) fn of(host: &str, port: u16) -> Option<Self> {
+        let text = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        text.parse().ok()
     }
 }
 
@@ -48,6 +58,21 @@ impl FromStr for Address {
     }
 }
 
+/// A replica's address, and in which zone it is, where that is known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: Address,
+    /// As Kubernetes names zones; traffic between them is slower and is paid for.
+    pub zone: Option<String>,
+}
+
+impl From<Address> for Endpoint {
+    fn from(address: Address) -> Self {
+        Self { address, zone: None }
+    }
+}
+
 /// A name that stands for all replicas of a stage, as a headless Service of Kubernetes has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DnsName {
@@ -69,14 +94,15 @@ impl DnsName {
     }
 
     /// All addresses behind the name, in order.
-    async fn resolve(&self) -> io::Result<Vec<Address>> {
+    async fn resolve(&self) -> io::Result<Vec<Endpoint>> {
         // An IPv6 address stands in brackets, which the resolver does not know.
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         let found = lookup_host((host, self.port)).await?;
-        let mut addresses: Vec<_> = found.map(|address| Address(address.to_string())).collect();
-        addresses.sort();
-        addresses.dedup();
-        Ok(addresses)
+        let mut endpoints: Vec<_> =
+            found.map(|address| Endpoint::from(Address(address.to_string()))).collect();
+        endpoints.sort();
+        endpoints.dedup();
+        Ok(endpoints)
     }
 }
 
@@ -89,8 +115,8 @@ impl fmt::Display for DnsName {
 /// Where the replicas of a stage are found.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// Whoever holds the other end of the channel changes them: nobody for a fixed list, or Kubernetes.
-    Watch(watch::Receiver<Vec<Address>>),
+    /// Whoever holds the other end of the channel changes them; nobody for a fixed list.
+    Watch(watch::Receiver<Vec<Endpoint>>),
     /// A name that is resolved again and again.
     Dns {
         /// The name.
@@ -98,31 +124,37 @@ pub enum Source {
         /// From one answer to the next question.
         interval: Duration,
     },
+    /// A Service of Kubernetes, whose endpoints are watched.
+    Kubernetes(ServiceName),
 }
 
 impl Source {
     /// These replicas for ever.
     #[must_use]
     pub fn fixed(addresses: Vec<Address>) -> Self {
-        Self::Watch(watch::channel(addresses).1)
+        Self::Watch(watch::channel(addresses.into_iter().map(Endpoint::from).collect()).1)
     }
 
     /// Begins to look. Must be called in a tokio runtime; ends when what it gives is dropped.
-    pub(super) fn start(self, stage: StageKind) -> Addresses {
-        match self {
-            Self::Watch(addresses) => Addresses(addresses),
-            Self::Dns { name, interval } => {
-                let (sender, addresses) = watch::channel(Vec::new());
-                tokio::spawn(follow(stage, name, interval, sender));
-                Addresses(addresses)
+    ///
+    /// A Service of Kubernetes needs a client of it; without one it has no endpoints.
+    pub(super) fn start(self, stage: StageKind, kubernetes: Option<Client>) -> Endpoints {
+        let (sender, endpoints) = watch::channel(Vec::new());
+        match (self, kubernetes) {
+            (Self::Watch(endpoints), _) => return Endpoints(endpoints),
+            (Self::Dns { name, interval }, _) => drop(tokio::spawn(follow(stage, name, interval, sender))),
+            (Self::Kubernetes(service), Some(client)) => {
+                tokio::spawn(kubernetes::follow(stage, client, service, sender));
             }
+            (Self::Kubernetes(_), None) => {}
         }
+        Endpoints(endpoints)
     }
 }
 
 /// Resolves `name` for as long as someone listens. An answer that fails changes nothing: replicas that are gone are
 /// noticed by their health.
-async fn follow(stage: StageKind, name: DnsName, interval: Duration, sender: watch::Sender<Vec<Address>>) {
+async fn follow(stage: StageKind, name: DnsName, interval: Duration, sender: watch::Sender<Vec<Endpoint>>) {
     let mut complaint = None;
     loop {
         match name.resolve().await {
@@ -151,16 +183,16 @@ async fn follow(stage: StageKind, name: DnsName, interval: Duration, sender: wat
 
 /// The replicas that a stage has at the moment, and every change of them.
 #[derive(Clone, Debug)]
-pub(super) struct Addresses(watch::Receiver<Vec<Address>>);
+pub(super) struct Endpoints(watch::Receiver<Vec<Endpoint>>);
 
-impl Addresses {
+impl Endpoints {
     /// The replicas of this moment.
     #[must_use]
-    pub(super) fn current(&mut self) -> Vec<Address> {
+    pub(super) fn current(&mut self) -> Vec<Endpoint> {
         self.0.borrow_and_update().clone()
     }
 
-    /// Waits for a change since [`Addresses::current`]; for ever if there can be none.
+    /// Waits for a change since [`Endpoints::current`]; for ever if there can be none.
     pub(super) async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -208,14 +240,15 @@ mod tests {
     #[tokio::test]
     async fn a_name_stands_for_what_it_resolves_to() {
         let name = DnsName::parse("dns:127.0.0.1:4711").unwrap().unwrap();
-        let mut found = Source::Dns { name, interval: Duration::from_secs(60) }.start(StageKind::Vae);
+        let mut found = Source::Dns { name, interval: Duration::from_secs(60) }.start(StageKind::Vae, None);
         found.changed().await;
-        assert_eq!(found.current(), ["127.0.0.1:4711".parse().unwrap()]);
+        assert_eq!(found.current()[0].address, "127.0.0.1:4711".parse().unwrap());
     }
 
     #[tokio::test]
     async fn a_name_without_an_answer_changes_nothing() {
-        let (sender, mut receiver) = watch::channel(vec!["127.0.0.1:1".parse().unwrap()]);
+        let (sender, mut receiver) =
+            watch::channel(vec![Endpoint::from("127.0.0.1:1".parse::<Address>().unwrap())]);
         let name = DnsName::parse("dns:no-such-name.invalid:1").unwrap().unwrap();
         let following = tokio::spawn(follow(StageKind::Vae, name, Duration::from_millis(1), sender));
         sleep(Duration::from_millis(100)).await;

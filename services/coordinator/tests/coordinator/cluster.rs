@@ -102,6 +102,7 @@ impl Cluster {
             base_unet: source(&base_unet),
             refiner: (!refiner.is_empty()).then(|| source(&refiner)),
             vae: source(&vae),
+            zone: None,
             connect_timeout: Duration::from_secs(1),
             max_requests: layout.max_requests,
             checkpoint_interval: 2,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::placement::info::Details;
+use crate::placement::{info::Details, source::Endpoint};
 use sdxl_core::VaeInfo;
 use sdxl_proto::v1::DType;
 
@@ -16,11 +16,18 @@ fn info(revision: &str) -> StageInfo {
 
 /// A fleet whose replicas' health the test decides.
 fn fleet(count: usize) -> (Shared, Vec<Arc<Replica>>) {
-    let shared = Shared::new(StageKind::Vae);
+    fleet_in(count, None)
+}
+
+/// The same, of a coordinator in a zone.
+fn fleet_in(count: usize, zone: Option<&str>) -> (Shared, Vec<Arc<Replica>>) {
+    let shared = Shared::new(StageKind::Vae, zone.map(str::to_owned));
     let replicas: Vec<_> = (1..=count)
         .map(|i| {
+            // Every third is in the coordinator's zone.
+            let zone = Some(if i % 3 == 1 { "a" } else { "b" }.to_owned());
             let address = format!("127.0.0.1:{i}").parse().unwrap();
-            Arc::new(Replica::new(address, Duration::from_secs(1)).unwrap())
+            Arc::new(Replica::new(Endpoint { address, zone }, Duration::from_secs(1)).unwrap())
         })
         .collect();
     for replica in &replicas {
@@ -108,9 +115,28 @@ async fn what_was_served_is_remembered_when_all_are_lost() {
 }
 
 #[tokio::test]
+async fn the_own_zone_is_preferred_until_it_is_busier() {
+    // In a large fleet two of each kind are compared, and both of the near ones may be busy.
+    for (count, busy) in [(3, 0), (60, 5)] {
+        let (shared, replicas) = fleet_in(count, Some("a"));
+        for replica in &replicas {
+            shared.up(replica, info("r"));
+        }
+        let here = replicas.iter().filter(|replica| replica.zone() == Some("a")).count();
+        let mut leases: Vec<_> = (0..here / 2 + 1).map(|_| shared.pick(100, &[]).unwrap()).collect();
+        let far = |lease: &Lease| lease.replica().zone() != Some("a");
+        assert!(leases.iter().filter(|lease| far(lease)).count() <= busy, "of {count}");
+        leases.extend((0..2 * here).map(|_| shared.pick(100, &[]).unwrap()));
+        assert!(leases.iter().any(far), "of {count}");
+    }
+}
+
+#[tokio::test]
 async fn the_source_decides_who_is_in() {
-    let (sender, receiver) = watch::channel(vec!["127.0.0.1:1".parse().unwrap()]);
-    let fleet = Fleet::start(StageKind::Vae, Source::Watch(receiver), Duration::from_millis(100));
+    let at = |port: u16| Endpoint::from(Address::of("127.0.0.1", port).unwrap());
+    let (sender, receiver) = watch::channel(vec![at(1)]);
+    let near = Near { zone: None, connect_timeout: Duration::from_millis(100) };
+    let fleet = Fleet::start(StageKind::Vae, Source::Watch(receiver), None, near);
     let members = || {
         let members = fleet.shared.lock();
         members.list.iter().map(|m| m.replica.address().to_string()).collect::<Vec<_>>()
@@ -125,8 +151,8 @@ async fn the_source_decides_who_is_in() {
         panic!("{:?} is not {expected:?}", members());
     };
     becomes(&["127.0.0.1:1"]).await;
-    sender.send(vec!["127.0.0.1:2".parse().unwrap(), "127.0.0.1:1".parse().unwrap()]).unwrap();
+    sender.send(vec![at(2), at(1)]).unwrap();
     becomes(&["127.0.0.1:1", "127.0.0.1:2"]).await;
-    sender.send(vec!["127.0.0.1:2".parse().unwrap()]).unwrap();
+    sender.send(vec![at(2)]).unwrap();
     becomes(&["127.0.0.1:2"]).await;
 }
