@@ -29,6 +29,14 @@ pub(crate) struct Cluster {
     pub stages: Vec<Arc<StageInfo>>,
 }
 
+impl Cluster {
+    /// What latents and pictures depend on beside the request: the model, and the number formats that it computes in.
+    pub(crate) fn computation(&self) -> String {
+        let formats = self.stages.iter().map(|stage| stage.dtype.as_str_name());
+        std::iter::once(self.revision.as_str()).chain(formats).collect::<Vec<_>>().join(" ")
+    }
+}
+
 impl ModelState {
     /// Puts together what the fleets of the needed stages say.
     #[must_use]

@@ -47,7 +47,7 @@ pub struct KeepArgs {
         value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub job_attempts: u32,
 
-    /// Jobs that have not ended; one more is refused
+    /// Jobs that have not ended; one more is refused, also of a tenant that has as many as it leaves free
     #[arg(long, env = "SDXL_MAX_JOBS", value_name = "N", default_value_t = 10_000)]
     pub max_jobs: usize,
 

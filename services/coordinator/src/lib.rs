@@ -108,7 +108,7 @@ fn follow_jobs(jobs: &Jobs, health: Health) -> JoinSet<()> {
     following.spawn(async move {
         let follow = async {
             loop {
-                let is_up = *up.borrow_and_update();
+                let is_up = up.borrow_and_update().is_up;
                 health.set_dependency("redis", is_up);
                 health.set_apart(job::SERVICE_NAME, is_up).await;
                 if up.changed().await.is_err() {

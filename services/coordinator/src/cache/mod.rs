@@ -211,6 +211,7 @@ impl Shared {
 impl Flight {
     /// The embedding is there: whoever waits gets it, and it is kept; in Redis too, where it `is_new` there.
     pub(crate) fn land(self, embedding: TextEmbedding, is_new: bool) {
+        let embedding = apart(embedding);
         let bytes = embedding.encoded_len() + OVERHEAD_BYTES;
         self.cache.lock().kept.put(self.key, embedding.clone(), bytes);
         if is_new {
@@ -224,6 +225,14 @@ impl Drop for Flight {
     fn drop(&mut self) {
         self.cache.lock().flights.remove(&self.key);
     }
+}
+
+/// The embedding with bytes of its own. Those of a reply lie in one piece, which would stay for as long as any of it.
+fn apart(mut embedding: TextEmbedding) -> TextEmbedding {
+    for tensor in [&mut embedding.prompt_embeds, &mut embedding.pooled_prompt_embeds].into_iter().flatten() {
+        tensor.data = Bytes::copy_from_slice(&tensor.data);
+    }
+    embedding
 }
 
 /// What the key is called in Redis.

@@ -23,8 +23,8 @@ pub(crate) enum JobError {
     /// Another job has the request's id.
     #[error("request.request_id: another job of this tenant was given this id before")]
     OtherJob,
-    /// So many jobs wait as may.
-    #[error("{0} jobs have not ended yet, as many as there is room for")]
+    /// So many jobs are open as may be, or the tenant has as many as it leaves free.
+    #[error("of {0} jobs that may be open at a time no tenant may have more than it leaves free")]
     Full(usize),
     /// Fields are wrong.
     #[error("{}", sentence(.0))]
@@ -32,6 +32,9 @@ pub(crate) enum JobError {
     /// The request makes no plan, for reasons other than its fields.
     #[error(transparent)]
     Generate(GenerateError),
+    /// A picture that was done is gone or spoilt.
+    #[error("picture {0} of the job was lost from Redis")]
+    Lost(u32),
     /// The pictures do not fit into one answer.
     #[error("the pictures take more than {limit} bytes, the most in one answer; use WatchJob")]
     TooLarge {
@@ -71,6 +74,7 @@ impl Classify for JobError {
             Self::Full(_) => ErrorClass::Overloaded,
             Self::Invalid(_) => ErrorClass::InvalidRequest,
             Self::Generate(error) => error.class(),
+            Self::Lost(_) => ErrorClass::Internal,
             Self::Stopping => ErrorClass::Unavailable,
         }
     }

@@ -16,9 +16,14 @@ use std::{collections::HashMap, time::Duration};
 use tracing::{info, warn};
 
 const QUEUE: &str = "sdxl:jobs";
+const OPEN: &str = "sdxl:jobs:open";
 const GROUP: &str = "coordinators";
 /// A coordinator that was not heard of for so many leases is gone.
 pub(super) const SILENT: u32 = 10;
+/// What has not ended is kept for so many times as long as what has.
+const UNENDED: u32 = 7;
+/// After Redis was away its owners get so much time to say that they still have their jobs, or the lease if that is less.
+const GRACE: Duration = Duration::from_secs(3);
 /// What a piece of work in Redis is.
 const PIECE: &str = "piece";
 
@@ -31,6 +36,8 @@ pub(super) struct Ledger {
     pub(super) lease: Duration,
     pub(super) ttl: Duration,
     pub(super) max_jobs: usize,
+    /// A job that was taken up more often in a row without getting on is given up.
+    pub(super) attempts: u32,
 }
 
 /// A job that this coordinator is to do.
@@ -56,12 +63,21 @@ pub(super) struct Submission<'a> {
 
 type Entries = Vec<(String, Vec<String>)>;
 
+/// An entry of the queue.
+#[derive(Debug)]
+struct Entry {
+    id: String,
+    job: String,
+    tenant: String,
+}
+
 impl Ledger {
     pub(super) async fn submit(&self, job: Submission<'_>) -> Result<(), JobError> {
         let mut script = scripts::SUBMIT.prepare_invoke();
-        script.key(key(job.id)).key(QUEUE).key(list(job.tenant));
+        script.key(key(job.id)).key(QUEUE).key(list(job.tenant)).key(OPEN);
         script.arg(job.id).arg(job.tenant.name()).arg(job.spec).arg(&job.digest[..]);
-        script.arg(format!("{:016}-{}", job.created, job.id)).arg(self.max_jobs).arg(milliseconds(self.ttl));
+        script.arg(format!("{:016}-{}", job.created, job.id)).arg(self.max_jobs);
+        script.arg(milliseconds(self.ttl * UNENDED));
         match self.store.invoke::<String>(&script).await?.as_str() {
             "other" => Err(JobError::OtherJob),
             "full" => Err(JobError::Full(self.max_jobs)),
@@ -82,21 +98,14 @@ impl Ledger {
         Ok(Record(self.store.query(redis::cmd("HGETALL").arg(key(id))).await?))
     }
 
-    /// Pictures of a job that are done, of those with the given indices.
-    pub(super) async fn images(&self, id: &str, indices: &[u32]) -> Result<Vec<(u32, Image)>, StoreError> {
-        if indices.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut command = redis::cmd("HMGET");
-        command.arg(work(id));
-        for index in indices {
-            command.arg(Part::Image(*index).to_string());
-        }
-        let values: Vec<Option<Bytes>> = self.store.query(&command).await?;
-        let opened = indices.iter().zip(values).filter_map(|(index, value)| {
-            Some((*index, piece(id, &Part::Image(*index).to_string(), &value?)?.image?))
-        });
-        Ok(opened.collect())
+    /// A picture of a job, if it is done.
+    pub(super) async fn image(&self, id: &str, index: u32) -> Result<Option<Image>, JobError> {
+        let name = Part::Image(index).to_string();
+        let value: Option<Bytes> =
+            self.store.query_value(redis::cmd("HGET").arg(work(id)).arg(&name)).await?;
+        let Some(value) = value else { return Ok(None) };
+        let image = store::open::<Piece>(PIECE, &value).ok().and_then(|piece| piece.image);
+        image.map(Some).ok_or(JobError::Lost(index))
     }
 
     /// A tenant's jobs, the newest first, after `token`, as they are listed; and the token of the next page.
@@ -122,16 +131,13 @@ impl Ledger {
     }
 
     pub(super) async fn cancel(&self, id: &str, tenant: &Tenant) -> Result<(), StoreError> {
-        let mut script = scripts::CANCEL.prepare_invoke();
-        script.key(key(id)).key(QUEUE).key(work(id)).key(list(tenant));
-        script.arg(GROUP).arg(End::default().seal()).arg(now()).arg(milliseconds(self.ttl));
-        self.store.invoke::<i64>(&script).await.map(drop)
+        self.ended(id, tenant, None, "CANCELLED", &End::default()).await.map(drop)
     }
 
     /// The next job to do: one whose owner was not heard of for the length of the lease, or else one that nobody has.
     pub(super) async fn take(&self) -> Result<Option<Taken>, StoreError> {
         match self.next_entry().await {
-            Ok(Some((entry, id))) => self.begin(&entry, &id).await,
+            Ok(Some(entry)) => self.begin(&entry).await,
             Ok(None) => Ok(None),
             Err(error) if error.code() == Some("NOGROUP") => {
                 // From the stream's beginning on: what is in it has not ended.
@@ -146,12 +152,11 @@ impl Ledger {
         }
     }
 
-    async fn next_entry(&self) -> Result<Option<(String, String)>, StoreError> {
-        let mut idle = redis::cmd("XAUTOCLAIM");
-        idle.arg(QUEUE).arg(GROUP).arg(&self.consumer).arg(milliseconds(self.lease)).arg("0-0");
-        let (_, entries, _): (String, Entries, Vec<String>) =
-            self.store.query(idle.arg("COUNT").arg(1)).await?;
-        if let Some(entry) = first(entries) {
+    async fn next_entry(&self) -> Result<Option<Entry>, StoreError> {
+        // Nobody could be heard of while Redis was away.
+        if self.store.up().borrow().since.elapsed() >= self.lease.min(GRACE)
+            && let Some(entry) = self.idle_entry().await?
+        {
             return Ok(Some(entry));
         }
         let mut new = redis::cmd("XREADGROUP");
@@ -161,40 +166,92 @@ impl Ledger {
         Ok(streams.into_iter().flatten().find_map(|(_, entries)| first(entries)))
     }
 
-    async fn begin(&self, entry: &str, id: &str) -> Result<Option<Taken>, StoreError> {
+    /// Redis looks at ten entries at a time; whoever has those before may well be alive.
+    async fn idle_entry(&self) -> Result<Option<Entry>, StoreError> {
+        let mut from = "0-0".to_owned();
+        loop {
+            let mut claim = redis::cmd("XAUTOCLAIM");
+            claim.arg(QUEUE).arg(GROUP).arg(&self.consumer).arg(milliseconds(self.lease)).arg(&from);
+            let (next, entries, _): (String, Entries, Vec<String>) =
+                self.store.query(claim.arg("COUNT").arg(1)).await?;
+            let entry = first(entries);
+            if entry.is_some() || next == "0-0" {
+                return Ok(entry);
+            }
+            from = next;
+        }
+    }
+
+    async fn begin(&self, entry: &Entry) -> Result<Option<Taken>, StoreError> {
+        let id = &entry.job;
+        let tenant: Tenant = entry.tenant.parse().unwrap_or_default();
         let mut script = scripts::BEGIN.prepare_invoke();
-        script.key(key(id)).key(QUEUE).arg(entry).arg(GROUP).arg(now());
+        script.key(key(id)).key(QUEUE).key(work(id)).key(list(&tenant)).key(OPEN);
+        script.arg(&entry.id).arg(GROUP).arg(tenant.name()).arg(now()).arg(milliseconds(self.ttl * UNENDED));
         let [fence, stalled] = self.store.invoke::<Vec<i64>>(&script).await?[..] else { return Ok(None) };
+        let stalled = u32::try_from(stalled).unwrap_or(0);
         let record = self.record(id).await?;
-        let saved: HashMap<String, Bytes> = self.store.query(redis::cmd("HGETALL").arg(work(id))).await?;
-        let saved =
-            saved.iter().filter_map(|(name, value)| Some((name.parse().ok()?, piece(id, name, value)?)));
-        let (id, pieces) = (id.to_owned(), saved.collect());
-        let tenant = record.text("tenant").parse().unwrap_or_default();
-        Ok(Some(Taken { id, fence, stalled: u32::try_from(stalled).unwrap_or(0), tenant, record, pieces }))
+        let mut pieces = HashMap::new();
+        // One that is given up needs none, and they may be why it does not get on.
+        let names: Vec<String> = match stalled > self.attempts {
+            true => Vec::new(),
+            false => self.store.query(redis::cmd("HKEYS").arg(work(id))).await?,
+        };
+        for name in names {
+            let value: Option<Bytes> =
+                self.store.query_value(redis::cmd("HGET").arg(work(id)).arg(&name)).await?;
+            if let (Ok(part), Some(value)) = (name.parse(), value) {
+                pieces.extend(piece(id, &name, &value).map(|piece| (part, piece)));
+            }
+        }
+        Ok(Some(Taken { id: id.clone(), fence, stalled, tenant, record, pieces }))
     }
 
     /// Saves what is new and says that the job is being done; whether it is still for us to do.
     pub(super) async fn save(&self, job: &Taken, unsaved: &Unsaved) -> Result<bool, StoreError> {
-        let mut script = scripts::SAVE.prepare_invoke();
-        script.key(key(&job.id)).key(QUEUE).key(work(&job.id));
-        script.arg(job.fence).arg(GROUP).arg(&self.consumer);
-        script.arg(unsaved.steps_done).arg(unsaved.images_done).arg(unsaved.useless.len());
-        for part in &unsaved.useless {
-            script.arg(part.to_string());
+        // One by one, so that nobody waits for long in between.
+        let mut pieces = unsaved.pieces.iter();
+        let mut useless = &unsaved.useless[..];
+        loop {
+            let mut script = scripts::SAVE.prepare_invoke();
+            script.key(key(&job.id)).key(QUEUE).key(work(&job.id)).key(list(&job.tenant));
+            script.arg(job.fence).arg(GROUP).arg(&self.consumer).arg(milliseconds(self.ttl * UNENDED));
+            script.arg(unsaved.steps_done).arg(unsaved.images_done).arg(useless.len());
+            for part in std::mem::take(&mut useless) {
+                script.arg(part.to_string());
+            }
+            let next = pieces.next();
+            if let Some((part, piece)) = next {
+                script.arg(part.to_string()).arg(store::seal(PIECE, piece));
+            }
+            let is_ours = match next {
+                Some(_) => self.store.invoke_value::<i64>(&script).await? == 1,
+                None => self.store.invoke::<i64>(&script).await? == 1,
+            };
+            if !is_ours || pieces.len() == 0 {
+                return Ok(is_ours);
+            }
         }
-        for (part, piece) in &unsaved.pieces {
-            script.arg(part.to_string()).arg(store::seal(PIECE, piece));
-        }
-        Ok(self.store.invoke::<i64>(&script).await? == 1)
     }
 
     /// Ends the job; whether that was for us to do.
     pub(super) async fn end(&self, job: &Taken, state: JobState, end: &End) -> Result<bool, StoreError> {
-        let mut script = scripts::END.prepare_invoke();
-        script.key(key(&job.id)).key(QUEUE).key(work(&job.id)).key(list(&job.tenant));
         let state = state.as_str_name().trim_start_matches("JOB_STATE_");
-        script.arg(job.fence).arg(GROUP).arg(state).arg(end.seal()).arg(now()).arg(milliseconds(self.ttl));
+        self.ended(&job.id, &job.tenant, Some(job.fence), state, end).await
+    }
+
+    async fn ended(
+        &self,
+        id: &str,
+        tenant: &Tenant,
+        fence: Option<i64>,
+        state: &str,
+        end: &End,
+    ) -> Result<bool, StoreError> {
+        let mut script = scripts::END.prepare_invoke();
+        script.key(key(id)).key(QUEUE).key(work(id)).key(list(tenant)).key(OPEN);
+        script.arg(fence.map(|fence| fence.to_string()).unwrap_or_default()).arg(GROUP).arg(tenant.name());
+        script.arg(state).arg(end.seal()).arg(now()).arg(milliseconds(self.ttl));
         Ok(self.store.invoke::<i64>(&script).await? == 1)
     }
 
@@ -229,9 +286,10 @@ impl Ledger {
     }
 }
 
-fn first(entries: Entries) -> Option<(String, String)> {
-    let (entry, fields) = entries.into_iter().next()?;
-    Some((entry, fields.into_iter().nth(1)?))
+fn first(entries: Entries) -> Option<Entry> {
+    let (id, fields) = entries.into_iter().next()?;
+    let mut values = fields.into_iter().skip(1).step_by(2);
+    Some(Entry { id, job: values.next()?, tenant: values.next()? })
 }
 
 fn piece(id: &str, name: &str, value: &Bytes) -> Option<Piece> {

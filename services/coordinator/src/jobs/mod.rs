@@ -13,7 +13,7 @@ pub(crate) use record::is_over;
 use crate::{
     keep::Keep,
     service::Generation,
-    store::{self, Store},
+    store::{self, Store, Up},
 };
 use ledger::{Ledger, Submission};
 use prost::Message;
@@ -64,6 +64,7 @@ impl Jobs {
             lease: keep.job_lease,
             ttl: keep.job_ttl,
             max_jobs: keep.max_jobs,
+            attempts: keep.job_attempts,
         });
         let settings = Settings {
             concurrency: keep.job_concurrency,
@@ -83,7 +84,7 @@ impl Jobs {
     }
 
     /// Whether jobs can be reached, now and later; `None` without Redis.
-    pub(crate) fn up(&self) -> Option<watch::Receiver<bool>> {
+    pub(crate) fn up(&self) -> Option<watch::Receiver<Up>> {
         self.0.ledger.as_ref().map(|ledger| ledger.store.up())
     }
 
@@ -107,7 +108,16 @@ impl Jobs {
         mut violations: Violations,
     ) -> Result<v1::Job, JobError> {
         let ledger = self.ledger()?;
-        let deadline = request.deadline.map(record::milliseconds);
+        let deadline = request.deadline.and_then(|deadline| {
+            let milliseconds = record::milliseconds(deadline);
+            if milliseconds.is_none() {
+                violations.push("deadline", "it is no time from 1970 to 9999");
+            }
+            milliseconds
+        });
+        if !violations.is_empty() {
+            return Err(JobError::Invalid(violations.into_vec()));
+        }
         let mut request = request.request.unwrap_or_default();
         let digest = Sha256::digest(request.encode_to_vec()).into();
         let id = job_id(tenant, request.request_id.as_deref());
@@ -160,21 +170,20 @@ impl Jobs {
         Ok(self.ledger()?.get(checked(id)?, tenant).await?.job(id))
     }
 
-    /// Those pictures of a job that are done, but for those in `seen`.
+    /// A picture of a job, if it is done.
     ///
     /// # Errors
-    /// [`JobError`]
-    pub(crate) async fn images(
+    /// [`JobError`], also where it was done and is not there any more.
+    pub(crate) async fn image(
         &self,
         job: &v1::Job,
-        seen: &[u32],
-    ) -> Result<Vec<v1::GeneratedImage>, JobError> {
-        let mut images = Vec::new();
-        for index in (0..job.num_images).filter(|index| !seen.contains(index)) {
-            images.extend(self.ledger()?.images(&job.id, &[index]).await?);
+        image_index: u32,
+    ) -> Result<Option<v1::GeneratedImage>, JobError> {
+        let image = self.ledger()?.image(&job.id, image_index).await?;
+        if image.is_none() && job.state() == v1::JobState::Succeeded {
+            return Err(JobError::Lost(image_index));
         }
-        let image = |(image_index, image)| v1::GeneratedImage { image_index, image: Some(image) };
-        Ok(images.into_iter().map(image).collect())
+        Ok(image.map(|image| v1::GeneratedImage { image_index, image: Some(image) }))
     }
 
     /// Ends a job that has not ended.

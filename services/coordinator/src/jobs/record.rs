@@ -139,8 +139,10 @@ fn timestamp(milliseconds: u64) -> prost_types::Timestamp {
     (UNIX_EPOCH + Duration::from_millis(milliseconds)).into()
 }
 
-/// In milliseconds since 1970; 0 for all before.
-pub(super) fn milliseconds(timestamp: prost_types::Timestamp) -> u64 {
-    let seconds = u64::try_from(timestamp.seconds).unwrap_or(0);
-    seconds.saturating_mul(1000).saturating_add(u64::try_from(timestamp.nanos / 1_000_000).unwrap_or(0))
+/// In milliseconds since 1970; `None` for what is before that, after the year 9999, or no time at all.
+pub(super) fn milliseconds(timestamp: prost_types::Timestamp) -> Option<u64> {
+    const END: i64 = 253_402_300_799;
+    let is_time = (0..=END).contains(&timestamp.seconds) && (0..1_000_000_000).contains(&timestamp.nanos);
+    let seconds = u64::try_from(timestamp.seconds).ok().filter(|_| is_time)?;
+    Some(seconds * 1000 + u64::try_from(timestamp.nanos / 1_000_000).ok()?)
 }

@@ -5,7 +5,10 @@ use super::{
     ledger::{Ledger, SILENT, Taken},
     record::End,
 };
-use crate::pipeline::{Events, GenerateError, Item, Kept};
+use crate::{
+    pipeline::{Events, GenerateError, Item, Kept},
+    store::StoreError,
+};
 use sdxl_core::{Classify, ErrorClass, Violations};
 use sdxl_proto::{
     status::{code_of, status},
@@ -24,6 +27,8 @@ use tracing::{Instrument, info, info_span, warn};
 const POLL: Duration = Duration::from_millis(200);
 /// Between two tries where Redis or the stages are gone.
 const PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause where stages are waited for.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// At least as often an owner says that it is at work, and notices that it is not any more.
@@ -43,11 +48,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
     });
     loop {
-        let taken = tokio::select! {
-            taken = next(&shared, ledger, &places) => taken,
-            () = shared.shutdown.triggered() => break,
-        };
-        let Some((taken, place)) = taken else { break };
+        let Some((taken, place)) = next(&shared, ledger, &places).await else { break };
         let span = info_span!("job", job = taken.id, attempt = taken.stalled);
         let shared = Arc::clone(&shared);
         let work = async move {
@@ -63,24 +64,34 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 type Place = tokio::sync::OwnedSemaphorePermit;
 
-/// The next job, once there is one, a place for it, and stages to do it.
+/// The next job, once there is one, a place for it, and stages to do it; `None` at the shutdown. What is under way at
+/// Redis then is waited for, so that no job is taken up by nobody.
 async fn next(shared: &Shared, ledger: &Ledger, places: &Arc<Semaphore>) -> Option<(Taken, Place)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+    let place = until(shared, Arc::clone(places).acquire_owned()).await?.ok()?;
     let mut up = ledger.store.up();
     loop {
-        up.wait_for(|up| *up).await.ok()?;
-        if !shared.generation.is_ready() {
-            sleep(PAUSE).await;
-            continue;
-        }
-        match ledger.take().await {
-            Ok(Some(taken)) => return Some((taken, place)),
-            Ok(None) => drop(timeout(POLL, shared.submitted.notified()).await),
-            Err(error) => {
-                warn!("no job was taken up: {error}");
-                sleep(PAUSE).await;
+        until(shared, up.wait_for(|up| up.is_up)).await?.ok()?;
+        let pause = if !shared.generation.is_ready() {
+            PAUSE
+        } else {
+            match ledger.take().await {
+                Ok(Some(taken)) => return Some((taken, place)),
+                Ok(None) => POLL,
+                Err(error) => {
+                    warn!("no job was taken up: {error}");
+                    PAUSE
+                }
             }
-        }
+        };
+        drop(until(shared, timeout(pause, shared.submitted.notified())).await?);
+    }
+}
+
+/// `None` if the shutdown comes first.
+async fn until<T>(shared: &Shared, wait: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        waited = wait => Some(waited),
+        () = shared.shutdown.triggered() => None,
     }
 }
 
@@ -110,20 +121,39 @@ async fn one(shared: &Shared, mut taken: Taken) {
 /// Saves what is to be saved and says that the job is being done, until it is not for us to do any more.
 async fn keep_up(ledger: &Ledger, taken: &Taken, kept: &Kept) {
     let heartbeat = HEARTBEAT.min(ledger.lease / 3);
+    let mut complaint = Complaint::default();
     loop {
         let _ = timeout(heartbeat, kept.changed()).await;
         let unsaved = kept.unsaved();
         match ledger.save(taken, &unsaved).await {
             Ok(true) => kept.saved(&unsaved),
             Ok(false) => return,
-            // Redis is gone: the work goes on, and is saved once it is back.
-            Err(_) => sleep(PAUSE.min(heartbeat)).await,
+            // The work goes on, and is saved once that can be.
+            Err(error) => {
+                complaint.say(&error, "work of a job cannot be saved");
+                sleep(PAUSE.min(heartbeat)).await;
+            }
+        }
+    }
+}
+
+/// Says what is wrong once, and nothing of a Redis that is gone: that is said elsewhere.
+#[derive(Default)]
+struct Complaint(Option<String>);
+
+impl Complaint {
+    fn say(&mut self, error: &StoreError, what: &str) {
+        let line = error.to_string();
+        if !matches!(error, StoreError::Gone) && self.0.as_ref() != Some(&line) {
+            warn!("{what}: {line}");
+            self.0 = Some(line);
         }
     }
 }
 
 /// Writes down how the job ended, however long that takes, unless it is another's by then.
 async fn finish(ledger: &Ledger, taken: &Taken, kept: &Kept, state: JobState, end: &End) {
+    let mut complaint = Complaint::default();
     loop {
         let unsaved = kept.unsaved();
         let ended = match ledger.save(taken, &unsaved).await {
@@ -136,7 +166,10 @@ async fn finish(ledger: &Ledger, taken: &Taken, kept: &Kept, state: JobState, en
                 return info!(state = state.as_str_name(), error, "job ended");
             }
             Ok(false) => return info!("job was ended by another"),
-            Err(_) => sleep(PAUSE).await,
+            Err(error) => {
+                complaint.say(&error, "how a job ended cannot be written down");
+                sleep(PAUSE).await;
+            }
         }
     }
 }
@@ -155,7 +188,7 @@ async fn work(shared: &Shared, taken: &Taken, kept: &Kept) -> (JobState, End) {
         let why = format!("it was taken up {} times in a row without getting on", shared.settings.attempts);
         return (JobState::Failed, End::failed(Code::Aborted, why));
     }
-    let mut failures = 0;
+    let (mut failures, mut refusals, mut furthest) = (0_u32, 0_u32, kept.progress());
     loop {
         let request = spec.request.clone().unwrap_or_default();
         let terms = spec.terms(taken.tenant.clone());
@@ -169,10 +202,26 @@ async fn work(shared: &Shared, taken: &Taken, kept: &Kept) -> (JobState, End) {
             }
             Err(error) => error,
         };
+        // What got on counts anew.
+        let progress = kept.progress();
+        if progress > furthest {
+            (failures, refusals, furthest) = (0, 0, progress);
+        }
         let pause = match (&error, error.class()) {
-            // Nothing was tried.
-            (GenerateError::Starting(_) | GenerateError::NoReplica { .. }, _) => PAUSE,
-            (_, ErrorClass::Overloaded) => error.retry_after().unwrap_or(PAUSE).clamp(PAUSE, LONGEST_PAUSE),
+            // Nothing was tried, or stages are being exchanged.
+            (
+                GenerateError::Starting(_)
+                | GenerateError::NoReplica { .. }
+                | GenerateError::Contradiction(_),
+                _,
+            ) => {
+                refusals += 1;
+                (PAUSE * refusals).min(LONGEST_WAIT)
+            }
+            (_, ErrorClass::Overloaded) => {
+                refusals += 1;
+                error.retry_after().unwrap_or(PAUSE * refusals).clamp(PAUSE, LONGEST_PAUSE)
+            }
             (_, ErrorClass::Unavailable | ErrorClass::Internal)
                 if failures + 1 < shared.settings.attempts =>
             {

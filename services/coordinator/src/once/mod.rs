@@ -30,6 +30,13 @@ type Name = [u8; 32];
 
 type Answer = Result<v1::GenerateResponse, Status>;
 
+/// What came of a request, and whether it was done for that here.
+#[derive(Clone, Debug)]
+struct Told {
+    answer: Answer,
+    was_done: bool,
+}
+
 /// Which request is meant.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
@@ -84,7 +91,7 @@ struct Known {
 #[derive(Debug)]
 struct Work {
     digest: [u8; 32],
-    answer: watch::Receiver<Option<Answer>>,
+    answer: watch::Receiver<Option<Told>>,
     task: AbortHandle,
 }
 
@@ -124,11 +131,13 @@ impl Once {
                 Ok(Entry::Under(held, is_ours)) => (held, is_ours),
             };
             let mut receiver = held.answer.clone();
-            let answer = receiver.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
-            match answer {
-                // Another caller's deadline is not ours.
-                Some(Err(error)) if !is_ours && error.code() == Code::DeadlineExceeded => {}
-                Some(answer) => return (answer, is_ours),
+            let told = receiver.wait_for(Option::is_some).await.ok().and_then(|told| told.clone());
+            match told {
+                // Another caller's deadline is not ours: neither that it has passed nor that it would be missed.
+                Some(Told { answer: Err(error), .. })
+                    if !is_ours
+                        && [Code::DeadlineExceeded, Code::ResourceExhausted].contains(&error.code()) => {}
+                Some(Told { answer, was_done }) => return (answer, is_ours && was_done),
                 None if is_ours => return (Err(Status::internal("the work ended without an answer")), true),
                 None => {}
             }
@@ -189,16 +198,16 @@ async fn run<F>(
     shared: Arc<Shared>,
     identity: Identity,
     work: impl Fn(u64) -> F + Send + Sync,
-    sender: watch::Sender<Option<Answer>>,
+    sender: watch::Sender<Option<Told>>,
 ) where
     F: Future<Output = Answer> + Send,
 {
     let _running = Running { shared: &shared, name: identity.name };
-    let answer = decide(&shared, &identity, work).await;
-    sender.send_replace(Some(answer));
+    let told = decide(&shared, &identity, work).await;
+    sender.send_replace(Some(told));
 }
 
-async fn decide<F>(shared: &Shared, identity: &Identity, work: impl Fn(u64) -> F + Send + Sync) -> Answer
+async fn decide<F>(shared: &Shared, identity: &Identity, work: impl Fn(u64) -> F + Send + Sync) -> Told
 where
     F: Future<Output = Answer> + Send,
 {
@@ -206,17 +215,18 @@ where
     let claim =
         shared.store.clone().map(|store| Claim { store, identity: identity.clone(), owner, ttl: shared.ttl });
     let mut seed = identity.seed;
-    let mut held = None;
-    if let Some(claim) = claim {
-        match claim.begin(seed).await {
-            Ok(Turn::Other) => return Err(status(&GenerateError::OtherRequest)),
+    let held = claim.map(Held::new);
+    if let Some(held) = &held {
+        match held.begin(&mut seed).await {
+            Ok(Turn::Other) => {
+                return Told { answer: Err(status(&GenerateError::OtherRequest)), was_done: false };
+            }
             Ok(Turn::Done(response)) => {
                 shared.note(identity, seed, Some(response.clone()));
-                return Ok(response);
+                return Told { answer: Ok(response), was_done: false };
             }
-            Ok(Turn::Ours(kept)) => (seed, held) = (kept, Some(Held::new(claim))),
             // Without Redis it is done here.
-            Err(_) => {}
+            Ok(Turn::Ours) | Err(_) => {}
         }
     }
     // Before anything is done: should it be begun anew, then with this seed.
@@ -232,9 +242,9 @@ where
         shared.note(identity, seed, Some(response.clone()));
     }
     if let Some(held) = held {
-        held.end(answer.as_ref().ok()).await;
+        held.end(answer.as_ref().ok().cloned());
     }
-    answer
+    Told { answer, was_done: true }
 }
 
 /// Work that is being done; its end is noted when this is dropped.

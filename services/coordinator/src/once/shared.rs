@@ -6,7 +6,13 @@ use crate::store::{self, Store, StoreError};
 use bytes::Bytes;
 use redis::Script;
 use sdxl_proto::v1::GenerateResponse;
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{runtime::Handle, time::sleep};
 use tracing::warn;
 
@@ -27,21 +33,24 @@ static BEGIN: LazyLock<Script> = LazyLock::new(|| {
             redis.call('HSET', KEYS[1], 'digest', ARGV[1], 'seed', ARGV[2])
             redis.call('PEXPIRE', KEYS[1], ARGV[5])
         end
-        local result = redis.call('HGET', KEYS[1], 'result')
-        if result then return {'done', result} end
+        local seed = redis.call('HGET', KEYS[1], 'seed')
+        if redis.call('HEXISTS', KEYS[1], 'result') == 1 then return {'done', seed} end
         if redis.call('SET', KEYS[2], ARGV[3], 'NX', 'PX', ARGV[4]) then
-            return {'ours', redis.call('HGET', KEYS[1], 'seed')}
+            return {'ours', seed}
         end
-        return {'wait'}",
+        return {'wait', seed}",
     )
 });
 
+/// A lease that has ended, as while Redis was away, is taken again unless another has one.
+///
 /// KEYS: record, lease. ARGV: owner, lease in ms, TTL in ms.
 static RENEW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-        if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
-        redis.call('PEXPIRE', KEYS[2], ARGV[2])
+        local owner = redis.call('GET', KEYS[2])
+        if owner and owner ~= ARGV[1] then return 0 end
+        redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
         return redis.call('PEXPIRE', KEYS[1], ARGV[3])",
     )
 });
@@ -50,7 +59,8 @@ static RENEW: LazyLock<Script> = LazyLock::new(|| {
 static END: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-        if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+        local owner = redis.call('GET', KEYS[2])
+        if owner and owner ~= ARGV[1] then return 0 end
         redis.call('DEL', KEYS[2])
         if ARGV[2] ~= '' and redis.call('EXISTS', KEYS[1]) == 1 then
             redis.call('HSET', KEYS[1], 'result', ARGV[2])
@@ -66,8 +76,8 @@ pub(super) enum Turn {
     Other,
     /// It is done.
     Done(GenerateResponse),
-    /// It is for us to do, with this seed.
-    Ours(u64),
+    /// It is for us to do.
+    Ours,
 }
 
 /// A request at Redis.
@@ -81,35 +91,40 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Takes the work on, or waits for whoever has.
-    pub(super) async fn begin(&self, seed: u64) -> Result<Turn, StoreError> {
+    /// Takes the work on, or waits for whoever has. `seed` becomes that which the request was first seen with.
+    async fn begin(&self, seed: &mut u64) -> Result<Turn, StoreError> {
         loop {
             let mut script = BEGIN.prepare_invoke();
             let [record, lease] = keys(&self.identity.name);
-            script.key(&record).key(lease).arg(&self.identity.digest[..]).arg(seed).arg(&self.owner);
+            script.key(&record).key(lease).arg(&self.identity.digest[..]).arg(*seed).arg(&self.owner);
             script.arg(milliseconds(LEASE)).arg(milliseconds(self.ttl));
-            let answer: Vec<Bytes> = self.store.invoke(&script).await?;
-            match (answer.first().map_or(&b""[..], |word| word), answer.get(1)) {
-                (b"other", _) => return Ok(Turn::Other),
-                (b"ours", Some(kept)) => {
-                    let kept = std::str::from_utf8(kept).ok().and_then(|kept| kept.parse().ok());
-                    return Ok(Turn::Ours(kept.unwrap_or(seed)));
-                }
-                (b"done", Some(value)) => match store::open(KIND, value) {
-                    Ok(result) => return Ok(Turn::Done(result)),
-                    Err(problem) => {
-                        warn!(key = record, "a result in Redis is dropped: {problem}");
-                        let mut drop = redis::cmd("HDEL");
-                        self.store.query::<()>(drop.arg(&record).arg("result")).await?;
+            let answer: Vec<String> = self.store.invoke(&script).await?;
+            if let Some(kept) = answer.get(1).and_then(|kept| kept.parse().ok()) {
+                *seed = kept;
+            }
+            match answer.first().map_or("", String::as_str) {
+                "other" => return Ok(Turn::Other),
+                "ours" => return Ok(Turn::Ours),
+                "done" => {
+                    let mut get = redis::cmd("HGET");
+                    let value: Option<Bytes> = self.store.query_value(get.arg(&record).arg("result")).await?;
+                    match value.map(|value| store::open(KIND, &value)) {
+                        Some(Ok(result)) => return Ok(Turn::Done(result)),
+                        Some(Err(problem)) => {
+                            warn!(key = record, "a result in Redis is dropped: {problem}");
+                            let mut drop = redis::cmd("HDEL");
+                            self.store.query::<()>(drop.arg(&record).arg("result")).await?;
+                        }
+                        None => {}
                     }
-                },
+                }
                 _ => sleep(POLL).await,
             }
         }
     }
 
     /// Says for as long as it is polled that we are at work.
-    pub(super) async fn hold(&self) {
+    async fn hold(&self) {
         loop {
             sleep(LEASE / 3).await;
             let mut script = RENEW.prepare_invoke();
@@ -121,12 +136,12 @@ impl Claim {
     }
 
     /// We are done, with a result or without.
-    pub(super) async fn end(&self, result: Option<&GenerateResponse>) {
-        let value = result.map(|result| store::seal(KIND, result)).unwrap_or_default();
+    async fn end(&self, result: Option<GenerateResponse>) {
+        let value = result.map(|result| store::seal(KIND, &result)).unwrap_or_default();
         let mut script = END.prepare_invoke();
         script.key(&keys(&self.identity.name)[..]).arg(&self.owner).arg(value).arg(milliseconds(self.ttl));
         // Without Redis whoever asks again has to have it done again.
-        let _ = self.store.invoke::<i64>(&script).await;
+        let _ = self.store.invoke_value::<i64>(&script).await;
     }
 }
 
@@ -139,34 +154,51 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-/// A claim on work that is being done. Dropped, it lets others have it at once.
+/// A claim on work, from before it is made to when it is done with. Dropped, it lets others have the work at once.
 #[derive(Debug)]
-pub(super) struct Held(Option<Claim>);
+pub(super) struct Held {
+    claim: Claim,
+    /// It is nobody's to give up.
+    is_over: AtomicBool,
+}
 
 impl Held {
     pub(super) fn new(claim: Claim) -> Self {
-        Self(Some(claim))
+        Self { claim, is_over: AtomicBool::new(false) }
     }
 
-    /// Never ends.
-    pub(super) async fn hold(&self) {
-        match &self.0 {
-            Some(claim) => claim.hold().await,
-            None => std::future::pending().await,
+    /// As [`Claim::begin`].
+    pub(super) async fn begin(&self, seed: &mut u64) -> Result<Turn, StoreError> {
+        let turn = self.claim.begin(seed).await?;
+        if !matches!(turn, Turn::Ours) {
+            self.is_over.store(true, Ordering::Relaxed);
         }
+        Ok(turn)
     }
 
-    pub(super) async fn end(mut self, result: Option<&GenerateResponse>) {
-        if let Some(claim) = self.0.take() {
-            claim.end(result).await;
+    /// Says for as long as it is polled that we are at work. Never ends.
+    pub(super) async fn hold(&self) {
+        self.claim.hold().await;
+    }
+
+    /// The work is done, with a result or without. Nobody waits for Redis to hear of it.
+    pub(super) fn end(self, result: Option<GenerateResponse>) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.tell(result);
+    }
+
+    fn tell(&self, result: Option<GenerateResponse>) {
+        let claim = self.claim.clone();
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move { claim.end(result).await });
         }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let (Some(claim), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
-            runtime.spawn(async move { claim.end(None).await });
+        if !self.is_over.load(Ordering::Relaxed) {
+            self.tell(None);
         }
     }
 }

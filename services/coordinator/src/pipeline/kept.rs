@@ -147,6 +147,14 @@ impl Kept {
         self.lock().steps.insert(image_index, done);
     }
 
+    /// What would not have to be done again: pictures that are done, and steps up to the last checkpoints of the others.
+    pub(crate) fn progress(&self) -> (usize, u32) {
+        let state = self.lock();
+        let images = state.pieces.keys().filter(|part| matches!(part, Part::Image(_))).count();
+        let step = |piece: &Piece| piece.checkpoint.as_ref().map(|checkpoint| checkpoint.step);
+        (images, state.pieces.values().filter_map(step).sum())
+    }
+
     /// Waits for something to save.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;

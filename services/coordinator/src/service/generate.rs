@@ -155,9 +155,11 @@ impl Accepted {
         kept: Option<&Kept>,
     ) -> Result<v1::GenerateSummary, GenerateError> {
         if let Some(kept) = kept {
-            let dropped = kept.begin(&self.cluster.revision);
+            let dropped = kept.begin(&self.cluster.computation());
             if dropped > 0 {
-                warn!("{dropped} pieces of kept work are dropped: they are of another revision of the model");
+                warn!(
+                    "{dropped} pieces of kept work are dropped: they are of another model, or another number format"
+                );
             }
         }
         let pipeline = Pipeline {
@@ -189,6 +191,7 @@ impl ImageGenerationService for Generation {
     ) -> Result<Response<v1::GenerateResponse>, Status> {
         let span = info_span!("generate", pictures = tracing::field::Empty);
         if let Some(identified) = self.identified(&request) {
+            span.in_scope(|| identified.check())?;
             return identified.unary().instrument(span).await;
         }
         async {
@@ -216,6 +219,7 @@ impl ImageGenerationService for Generation {
     ) -> Result<Response<EventStream>, Status> {
         let span = info_span!("generate", pictures = tracing::field::Empty);
         if let Some(identified) = self.identified(&request) {
+            span.in_scope(|| identified.check())?;
             return Ok(Response::new(identified.stream(span)));
         }
         let mut accepted = span.in_scope(|| self.accept(request)).map_err(|error| status(&error))?;
@@ -250,12 +254,11 @@ pub(super) async fn collect(
         if let Some(live) = &live {
             let is_progress =
                 matches!(&item, Ok(v1::GenerateStreamResponse { event: Some(Event::Progress(_)) }));
-            // Progress is left out for a slow reader; whether any is left is seen elsewhere.
-            let _ = if is_progress {
-                live.try_send(item.clone()).ok()
-            } else {
-                live.send(item.clone()).await.ok()
-            };
+            // Progress is left out for a slow reader, so that there is always room for the pictures; whether any reader is
+            // left is seen elsewhere.
+            if !is_progress || live.capacity() > pictures {
+                let _ = live.try_send(item.clone());
+            }
         }
         let Ok(v1::GenerateStreamResponse {
             event: Some(Event::Image(v1::GeneratedImage { image_index, image })),

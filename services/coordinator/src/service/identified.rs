@@ -1,10 +1,14 @@
 //! Requests with a `request_id`, which several callers may wait for.
 
-use super::generate::{EventStream, Generation, collect};
+use super::{
+    generate::{EventStream, Generation, collect},
+    record::Record,
+};
 use crate::{
     once::Identity,
     pipeline::{Events, Item, message},
 };
+use sdxl_core::Violations;
 use sdxl_proto::{
     status::status,
     v1::{self, generate_stream_response::Event},
@@ -42,6 +46,15 @@ impl Generation {
 }
 
 impl Identified {
+    /// A request that is wrong is refused before its id means anything.
+    pub(super) fn check(&self) -> Result<(), Status> {
+        let checked = self.generation.plan_only(self.request.clone(), Violations::default());
+        checked.map(drop).map_err(|error| {
+            Record::start(self.deadline).failed(&error);
+            status(&error)
+        })
+    }
+
     pub(super) async fn unary(self) -> Result<Response<v1::GenerateResponse>, Status> {
         self.answer(None).await.0.map(Response::new)
     }

@@ -54,11 +54,19 @@ impl JobService for JobCalls {
         let v1::GetJobRequest { job_id, include_images } = request.into_inner();
         let answer = async {
             let job = self.0.get(&job_id, &tenant).await?;
-            let images = if include_images { self.0.images(&job, &[]).await? } else { Vec::new() };
-            let bytes = images.iter().filter_map(|image| image.image.as_ref()).map(|image| image.data.len());
-            let limit = MAX_MESSAGE_BYTES - ENVELOPE_BYTES;
-            if bytes.sum::<usize>() > limit {
-                return Err(JobError::TooLarge { limit });
+            let (mut images, mut bytes) = (Vec::new(), 0);
+            for index in 0..if include_images { job.num_images } else { 0 } {
+                let image = self.0.image(&job, index).await?;
+                bytes += image
+                    .iter()
+                    .filter_map(|image| image.image.as_ref())
+                    .map(|i| i.data.len())
+                    .sum::<usize>();
+                let limit = MAX_MESSAGE_BYTES - ENVELOPE_BYTES;
+                if bytes > limit {
+                    return Err(JobError::TooLarge { limit });
+                }
+                images.extend(image);
             }
             Ok(v1::GetJobResponse { job: Some(job), images })
         };
@@ -128,9 +136,11 @@ async fn watch(
     loop {
         let mut heard = true;
         if job.images_done as usize > seen.len() {
-            for image in jobs.images(&job, &seen).await? {
-                seen.push(image.image_index);
-                heard &= send(Event::Image(image)).await;
+            for index in (0..job.num_images).filter(|index| !seen.contains(index)).collect::<Vec<_>>() {
+                if let Some(image) = jobs.image(&job, index).await? {
+                    seen.push(index);
+                    heard &= send(Event::Image(image)).await;
+                }
             }
         }
         if said.as_ref() != Some(&job) {

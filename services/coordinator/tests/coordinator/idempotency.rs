@@ -118,7 +118,33 @@ async fn coordinators_join_each_other_and_share_what_came_of_it() {
 }
 
 #[tokio::test]
-async fn another_coordinator_takes_over_from_one_that_dies() {
+async fn whoever_streams_gets_the_pictures_of_another_coordinator_too() {
+    let redis = RedisServer::start();
+    let cluster = Cluster::start(Layout { keep: redis.keep(), ..slow() }).await;
+    let other = cluster.beside().await;
+    let mut client = cluster.client();
+    let first = tokio::spawn(async move { client.generate(called("one")).await });
+    cluster.base_unet[0].running(1).await;
+    let (while_it_runs, _) = other.stream(called("one")).await;
+    let first = first.await.unwrap().unwrap().into_inner();
+    let (afterwards, _) = cluster.beside().await.stream(called("one")).await;
+    for events in [while_it_runs, afterwards] {
+        let [Event::Image(image), Event::Summary(_)] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(image.image.as_ref(), first.images.first());
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_wrong_does_not_use_its_id_up() {
+    let cluster = Cluster::start(Layout::default()).await;
+    let wrong = GenerateRequest { width: 7, ..called("one") };
+    assert_eq!(cluster.generate(wrong.clone()).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(cluster.stream(wrong).await.1.unwrap().code(), Code::InvalidArgument);
+    cluster.generate(called("one")).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_coordinator_takes_over_once_a_lease_ends() {
     let redis = RedisServer::start();
     let cluster = Cluster::start(Layout { keep: redis.keep(), ..slow() }).await;
     let other = cluster.beside().await;

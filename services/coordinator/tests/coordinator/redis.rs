@@ -58,6 +58,13 @@ impl RedisServer {
         }
     }
 
+    /// Stops it in its tracks, or lets it go on: it keeps its connections and does not answer.
+    pub(crate) fn freeze(&self, is_frozen: bool) {
+        let process = self.process.as_ref().expect("it runs").id().to_string();
+        let signal = if is_frozen { "-STOP" } else { "-CONT" };
+        assert!(Command::new("kill").args([signal, &process]).status().unwrap().success());
+    }
+
     pub(crate) fn client(&self) -> Client {
         Client::open(self.url()).unwrap()
     }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use tonic::metadata::MetadataMap;
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
+/// The protocol has at most eight digits of hours.
+const LONGEST: Duration = Duration::from_secs(99_999_999 * 3600);
 
 /// A point in time after which nobody waits for the answer any more.
 ///
@@ -55,7 +57,7 @@ impl Deadline {
 
     /// Hands what is left on to the server that `request` goes to.
     pub fn apply<T>(self, request: &mut tonic::Request<T>) {
-        request.set_timeout(self.remaining());
+        request.set_timeout(self.remaining().min(LONGEST));
     }
 }
 
