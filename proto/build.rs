@@ -1,9 +1,10 @@
-//! Compiles `sdxl/v1/*.proto` with protox, so that no `protoc` is needed, into OUT_DIR.
+//! Compiles all `.proto` files with protox, so that no `protoc` is needed, into OUT_DIR.
 
 use prost::Message;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
+    "externalscaler/externalscaler.proto",
     "sdxl/v1/denoiser.proto",
     "sdxl/v1/image_generation.proto",
     "sdxl/v1/jobs.proto",
@@ -16,6 +17,7 @@ const FILES: [&str; 8] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=sdxl");
+    println!("cargo:rerun-if-changed=externalscaler");
     let descriptors = protox::compile(FILES, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;

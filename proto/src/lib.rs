@@ -17,10 +17,26 @@ pub mod v1 {
     tonic::include_proto!("sdxl.v1");
 }
 
+/// What KEDA asks an external scaler.
+pub mod externalscaler {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::large_futures,
+        clippy::needless_pass_by_value,
+        clippy::semicolon_if_nothing_returned,
+        clippy::uninlined_format_args,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("externalscaler");
+}
+
 pub mod convert;
 pub mod status;
 
-/// The compiled descriptors of `sdxl.v1`, for gRPC server reflection.
+/// The compiled descriptors of all services, for gRPC server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// The largest message that a server or client of the cluster takes, in bytes: a PNG of 2048 x 2048 pixels is at most

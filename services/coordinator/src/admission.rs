@@ -131,8 +131,7 @@ impl Admission {
     }
 
     /// Units of a stage's work that are promised and not done.
-    #[cfg(test)]
-    fn outstanding(&self, stage: StageKind) -> u64 {
+    pub(crate) fn outstanding(&self, stage: StageKind) -> u64 {
         self.0.lock().values().map(|promised| promised.units[place(stage)]).sum()
     }
 }

@@ -29,6 +29,7 @@ use placement::Fleets;
 use readiness::Readiness;
 use sdxl_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
+    externalscaler::external_scaler_server::{self as external_scaler, ExternalScalerServer},
     v1::{
         image_generation_service_server::{self as image_generation, ImageGenerationServiceServer},
         job_service_server::{self as job, JobServiceServer},
@@ -39,7 +40,7 @@ use sdxl_runtime::{
     Health, Shutdown,
     server::{self, Server},
 };
-use service::{Generation, JobCalls, Model, Settings};
+use service::{Generation, JobCalls, Model, Scaler, Settings};
 use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
@@ -51,8 +52,9 @@ const HAND_BACK: Duration = Duration::from_secs(2);
 
 /// Serves on `listener` until `shutdown`, then lets running requests finish.
 ///
-/// Health says SERVING for every service but that of jobs (and for the empty name) while each needed stage has a replica
-/// that is ready.
+/// Health says SERVING for every service (and for the empty name) while each needed stage has a replica that is ready; that of
+/// jobs is so while Redis is there, and that of KEDA's scaler always.
+///
 /// Needs a subscriber for its log lines and trace ids ([`sdxl_runtime::telemetry::init`]), but does without.
 ///
 /// # Errors
@@ -61,7 +63,10 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
     let health = Health::new(&[image_generation::SERVICE_NAME, model::SERVICE_NAME])
         .await
         .apart(job::SERVICE_NAME)
+        .await
+        .apart(external_scaler::SERVICE_NAME)
         .await;
+    health.set_apart(external_scaler::SERVICE_NAME, true).await;
     let kubernetes = match config.uses_kubernetes() {
         true => Some(kube::Client::try_default().await.context("Kubernetes cannot be asked for replicas")?),
         false => None,
@@ -82,9 +87,15 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
     let jobs = Jobs::new(keep, store, generation.clone(), shutdown.clone());
     let mut running = jobs.start();
     let _following = follow_jobs(&jobs, health.clone());
+    let scaler = Scaler {
+        fleets: Arc::clone(&fleets),
+        admission: generation.admission.clone(),
+        shutdown: shutdown.clone(),
+    };
     let routes = Routes::new(
         ImageGenerationServiceServer::new(generation).max_decoding_message_size(MAX_MESSAGE_BYTES),
     )
+    .add_service(ExternalScalerServer::new(scaler))
     .add_service(ModelServiceServer::new(Model::new(fleets, readiness.model())))
     .add_service(JobServiceServer::new(JobCalls(jobs)).max_decoding_message_size(MAX_MESSAGE_BYTES));
     let server = Server {

@@ -96,6 +96,12 @@ impl Fleet {
         self.shared.speed()
     }
 
+    /// Units of work a second of one replica, once some were seen at it.
+    #[must_use]
+    pub fn usual_speed(&self) -> Option<f64> {
+        mean_speed(&self.shared.lock().list)
+    }
+
     /// How long so many units of work take by themselves on one replica; nothing where that is not known.
     #[must_use]
     pub fn alone(&self, work: u64) -> Duration {

@@ -38,7 +38,7 @@ const ENVELOPE_BYTES: usize = 1024 * 1024;
 pub(crate) struct Generation {
     fleets: Arc<Fleets>,
     model: watch::Receiver<ModelState>,
-    admission: Admission,
+    pub(crate) admission: Admission,
     cache: EmbeddingCache,
     pub(super) once: Once,
     settings: Settings,

@@ -5,10 +5,12 @@ mod identified;
 mod jobs;
 mod model;
 mod record;
+mod scaler;
 
 pub(crate) use generate::{Generation, Settings};
 pub(crate) use jobs::JobCalls;
 pub(crate) use model::Model;
+pub(crate) use scaler::Scaler;
 
 use crate::{
     cluster::{Cluster, ModelState},

@@ -14,3 +14,4 @@ mod plans;
 mod redis;
 mod replies;
 mod requests;
+mod scaler;
