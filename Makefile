@@ -1,7 +1,7 @@
 # Every target works on a clean Debian machine with Rust; what else it needs, it installs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: run test soak lint bench model model-smoke help
+.PHONY: run test test-kubernetes tools chart-readme soak lint bench model model-smoke help
 PROMPT ?= a large red circle on a blue background
 
 run: ## Build, start every service here, make a picture through gRPC and say where it is (PROMPT="...")
@@ -13,6 +13,15 @@ test: ## Install what the tests need and run them all
 	integration-tests/redis/setup.sh
 	cargo build --workspace --bins
 	cargo test --workspace --no-fail-fast
+
+tools: ## Build helm, kube-apiserver and what else the chart's tests run, once for their pinned versions (needs Go; 12 minutes)
+	integration-tests/kubernetes/setup.sh
+
+test-kubernetes: tools ## The chart against a real API server
+	KUBERNETES_TESTS=required cargo test -p integration-tests --test kubernetes
+
+chart-readme: tools ## Write helm/sdxl/README.md anew from the chart's values
+	target/tools/bin/helm-docs --chart-search-root helm
 
 soak: ## Ten minutes of faults, after which nothing may have grown or be left over
 	integration-tests/redis/setup.sh
@@ -36,4 +45,4 @@ bench: ## Full-size base UNet with random weights, beside diffusers in the same 
 	integration-tests/benches/run.sh
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
