@@ -21,7 +21,7 @@ test-kubernetes: tools ## The chart against a real API server
 	KUBERNETES_TESTS=required cargo test -p integration-tests --test kubernetes
 
 chart-readme: tools ## Write helm/sdxl/README.md anew from the chart's values
-	target/tools/bin/helm-docs --chart-search-root helm
+	target/tools/bin/helm-docs --chart-search-root helm --sort-values-order file
 
 soak: ## Ten minutes of faults, after which nothing may have grown or be left over
 	integration-tests/redis/setup.sh
