@@ -33,13 +33,18 @@ if ! command -v go >/dev/null; then
     exit 1
 fi
 
+if ! command -v openssl >/dev/null; then
+    echo "setup.sh: openssl is missing, which makes the API server's key: install it, then run this again" >&2
+    exit 1
+fi
+
 # What goes into a binary does not hang on the caller's settings; how much of the machine it takes may (GOFLAGS=-p=2).
 export GOTOOLCHAIN=auto CGO_ENABLED=0 GOWORK=off
 
-build() { # FOLDER PACKAGE NAME
+build() { # FOLDER PACKAGE NAME [LDFLAGS]
     local begun=$SECONDS
     [ -e "$kept/bin/$3" ] || {
-        (cd "$here/tools/$1" && nice go build -trimpath -buildvcs=false -ldflags='-s -w' -o "$kept/bin/$3.part" "$2")
+        (cd "$here/tools/$1" && nice go build -trimpath -buildvcs=false -ldflags="-s -w ${4:-}" -o "$kept/bin/$3.part" "$2")
         mv "$kept/bin/$3.part" "$kept/bin/$3"
     }
     echo "tools: $3 in $((SECONDS - begun)) s" >&2
@@ -57,9 +62,12 @@ mkdir -p "$kept/bin" "$kept/crds"
 crds "$gateway_api" config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml
 crds "$keda" config/crd/bases/keda.sh_{scaledobjects,triggerauthentications}.yaml
 crds "$cert_manager" deploy/crds/cert-manager.io_certificates.yaml
+# The API server says what it is, for charts that ask; its own makefile does the same.
+version="$(cd "$here/tools/cluster" && go list -m -f '{{.Version}}' k8s.io/kubernetes)"
+stamp="-X k8s.io/component-base/version.gitVersion=$version"
 build cluster helm.sh/helm/v4/cmd/helm helm
-build cluster k8s.io/kubernetes/cmd/kube-apiserver kube-apiserver
-build cluster k8s.io/kubernetes/cmd/kubectl kubectl
+build cluster k8s.io/kubernetes/cmd/kube-apiserver kube-apiserver "$stamp"
+build cluster k8s.io/kubernetes/cmd/kubectl kubectl "$stamp"
 build cluster go.etcd.io/etcd/server/v3 etcd
 build lint github.com/zegl/kube-score/cmd/kube-score kube-score
 build docs github.com/norwoodj/helm-docs/cmd/helm-docs helm-docs
