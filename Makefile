@@ -11,6 +11,7 @@ run: ## Build, start every service here, make a picture through gRPC and say whe
 test: ## Install what the tests need and run them all
 	integration-tests/python/setup.sh
 	integration-tests/redis/setup.sh
+	integration-tests/kubernetes/setup.sh --cached || echo "without the chart's tests: 'make tools' builds what they need"
 	cargo build --workspace --bins
 	cargo test --workspace --no-fail-fast
 
@@ -18,6 +19,7 @@ tools: ## Build helm, kube-apiserver and what else the chart's tests run, once f
 	integration-tests/kubernetes/setup.sh
 
 test-kubernetes: tools ## The chart against a real API server
+	cargo build --workspace --bins
 	KUBERNETES_TESTS=required cargo test -p integration-tests --test kubernetes
 
 chart-readme: tools ## Write helm/sdxl/README.md anew from the chart's values

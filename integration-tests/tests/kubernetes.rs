@@ -243,6 +243,42 @@ fn what_no_example_turns_on_is_taken_too() {
 }
 
 #[test]
+fn an_upgrade_does_not_undo_what_a_scaler_did() {
+    let Some(api) = ApiServer::shared() else { return };
+    let namespace = "scaled";
+    api.namespace(namespace, "privileged");
+    let replicas = || api.get(namespace, &["deployment", "sdxl-vae"])["spec"]["replicas"].clone();
+    // As a scaler does it.
+    let scale = |count: u32| {
+        let count = format!("--replicas={count}");
+        api.kubectl(["scale", "deployment/sdxl-vae", "-n", namespace, &count]);
+    };
+    let by_hand = [&LEAST[..], &["stages.vae.replicas=3"]].concat();
+    let scaled = [&LEAST[..], &["stages.vae.autoscaling.kind=hpa"]].concat();
+    said(&helm(api, "install", namespace, &[], &by_hand));
+    assert_eq!(replicas(), 3);
+    scale(4); // the number is not the release's any more, and stays when the release does not name it
+    said(&helm(api, "upgrade", namespace, &[], &scaled));
+    assert_eq!(replicas(), 4, "as operations.md says");
+    scale(7);
+    said(&helm(api, "upgrade", namespace, &[], &[&scaled[..], &["image.tag=0.2.0"]].concat()));
+    assert_eq!(replicas(), 7);
+    said(&api.helm(["rollback", "sdxl", "2", "-n", namespace]));
+    assert_eq!(replicas(), 7);
+
+    // The way back takes the number from the scaler, which has to be said.
+    let back = helm(api, "upgrade", namespace, &[], &by_hand);
+    assert!(complaint(&back).contains("spec.replicas"), "{}", complaint(&back));
+    let forced = ["upgrade", "sdxl", "-n", namespace, "--force-conflicts", "--reuse-values", "--set"];
+    let none = ["stages.vae.autoscaling.kind=none,stages.vae.replicas=3", chart().to_str().unwrap()]
+        .map(str::to_owned);
+    said(&api.helm(forced.map(str::to_owned).into_iter().chain(none)));
+    assert_eq!(replicas(), 3);
+    said(&helm(api, "upgrade", namespace, &[], &scaled));
+    assert_eq!(replicas(), 1, "the number was the release's, and went with it");
+}
+
+#[test]
 fn wrong_values_are_refused_with_the_name_of_the_key() {
     let Some(api) = ApiServer::shared() else { return };
     api.namespace("wrong", "privileged");
