@@ -1,0 +1,63 @@
+//! Wrong values.
+
+use crate::{LEAST, complaint, helm, objects};
+use integration_tests::{ApiServer, kubernetes::said};
+
+#[test]
+fn wrong_values_are_refused_with_the_name_of_the_key() {
+    let Some(api) = ApiServer::shared() else { return };
+    api.namespace("wrong", "privileged");
+    let redis = "redis.inChart.enabled=true";
+    let cases: [(&[&str], &str); 19] = [
+        (
+            &["stages.baseUnet.replica=3"],
+            "at '/stages/baseUnet': additional properties 'replica' not allowed",
+        ),
+        (&["stages.unet.replicas=3"], "at '/stages': additional properties 'unet' not allowed"),
+        (&["gpuPool.h200.device=cuda"], "additional properties 'gpuPool' not allowed"),
+        (&["stages.vae.replicas=-1"], "at '/stages/vae/replicas': minimum: got -1, want 0"),
+        (&["coordinator.replicas=two"], "at '/coordinator/replicas': got string, want integer"),
+        (
+            &["stages.vae.gpuPool=h100"],
+            "stages.vae.gpuPool: there is no pool \"h100\" in gpuPools, which has cpu",
+        ),
+        (&["stageDefaults.gpuPool=h100"], "stages.textEncoder.gpuPool: there is no pool \"h100\""),
+        (
+            &[redis, "redis.external.url=redis://store:6379"],
+            "redis: both inChart.enabled and external.url are given",
+        ),
+        (
+            &[redis, "redis.external.secret=store"],
+            "redis: both inChart.enabled and external.secret are given",
+        ),
+        (
+            &["redis.external.url=redis://store:6379", "redis.external.secret=store"],
+            "redis.external: url and secret are both given",
+        ),
+        (&["redis.external.url=store:6379"], "at '/redis/external/url': 'store:6379' does not match"),
+        (&["weights.hostPath.path=/srv"], "not pvc.claimName and hostPath.path"),
+        (&["weights.pvc.claimName="], "weights: one of pvc.claimName, hostPath.path, image.reference and"),
+        (&["image.registry="], "image.registry: where the images are has to be given"),
+        (&["discovery=kube"], "at '/discovery': value must be one of 'dns', 'kubernetes'"),
+        (
+            &["stages.vae.autoscaling.kind=keda", "stages.vae.autoscaling.minReplicas=9"],
+            "stages.vae.autoscaling: minReplicas is 9 and maxReplicas 4",
+        ),
+        (&["stages.vae.enabled=false"], "stages.vae.enabled: every request needs it"),
+        (
+            &["tls.enabled=true"],
+            "tls.enabled: coordinatorSecret and stageSecret, or certManager.issuerRef.name",
+        ),
+        (
+            &["stages.vae.rollout.maxSurge=0"],
+            "stages.vae.rollout: maxSurge and maxUnavailable cannot both be 0",
+        ),
+    ];
+    for (settings, named) in cases {
+        let output = helm(api, "install", "wrong", &[], &[&LEAST, settings].concat());
+        let complaint = complaint(&output);
+        assert!(!output.status.success() && complaint.contains(named), "{settings:?}: {complaint}");
+    }
+    assert_eq!(objects(api, "wrong"), Vec::<String>::new());
+    said(&helm(api, "install", "wrong", &[], &LEAST));
+}
