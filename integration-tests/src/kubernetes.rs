@@ -6,10 +6,11 @@ use serde_json::Value;
 use std::{
     ffi::OsStr,
     fs,
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Who may do everything.
 const ADMIN: &str = "admin-of-the-tests";
 /// Runs a program until standard input is closed, as it is when the test process ends, however that happens, and removes
-/// its folder: sh -c LEASH sh FOLDER PROGRAM ARG…
+/// a folder then: sh -c LEASH sh FOLDER PROGRAM ARG…
 const LEASH: &str = r#"folder=$1; shift
 "$@" </dev/null & program=$!
 cat >/dev/null
@@ -59,13 +60,16 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the repository")
 }
 
-/// An API server on a port of its own, with role-based access and the definitions of others' resources that the chart uses.
+/// An API server on a port of its own, with role-based access and the definitions of others' resources that the chart
+/// uses. It ends when this is dropped, or when the test process does.
 #[derive(Debug)]
 pub struct ApiServer {
     tools: PathBuf,
     folder: PathBuf,
     port: u16,
-    _processes: [Leashed; 2],
+    store: String,
+    process: Mutex<Option<Leashed>>,
+    _etcd: Leashed,
 }
 
 impl ApiServer {
@@ -76,19 +80,25 @@ impl ApiServer {
         tools().map(|tools| SHARED.get_or_init(|| Self::start(tools)))
     }
 
-    /// Starts one.
-    fn start(tools: PathBuf) -> Self {
+    /// Starts one of a test's own, from the folder of [`tools`].
+    ///
+    /// # Panics
+    /// Where it does not start; with its log.
+    #[must_use]
+    pub fn start(tools: PathBuf) -> Self {
         let [client, peer, port] = free_ports();
-        let store = format!("http://127.0.0.1:{client}");
+        let store = format!("127.0.0.1:{client}");
         let peers = format!("http://127.0.0.1:{peer}");
-        let data = folder();
+        let folder = tempfile::Builder::new().prefix("sdxl-kubernetes-").tempdir().expect("a folder").keep();
         let etcd = Leashed::start(
-            &data,
-            &tools.join("bin/etcd"),
+            "etcd",
+            &tools,
+            &folder,
+            Some(&folder),
             [
                 "--data-dir=data".to_owned(),
-                format!("--listen-client-urls={store}"),
-                format!("--advertise-client-urls={store}"),
+                format!("--listen-client-urls=http://{store}"),
+                format!("--advertise-client-urls=http://{store}"),
                 format!("--listen-peer-urls={peers}"),
                 format!("--initial-advertise-peer-urls={peers}"),
                 format!("--initial-cluster=default={peers}"),
@@ -96,15 +106,34 @@ impl ApiServer {
                 "--log-level=warn".to_owned(),
             ],
         );
-        let folder = folder();
         keys(&folder);
+        let api = Self { tools, folder, port, store, process: Mutex::default(), _etcd: etcd };
+        api.write_config("admin", ADMIN);
+        api.come_back();
+        api.kubectl(["apply", "--server-side", "-f", api.tools.join("crds").to_str().expect("a path")]);
+        api.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
+        api
+    }
+
+    /// Ends the API server, and leaves what it has stored.
+    pub fn go_away(&self) {
+        self.process.lock().expect("no test panicked in here").take();
+    }
+
+    /// Starts it after [`ApiServer::go_away`], at the same address.
+    ///
+    /// # Panics
+    /// Where it does not start; with its log.
+    pub fn come_back(&self) {
         let server = Leashed::start(
-            &folder,
-            &tools.join("bin/kube-apiserver"),
+            "kube-apiserver",
+            &self.tools,
+            &self.folder,
+            None,
             [
-                format!("--etcd-servers={store}"),
+                format!("--etcd-servers=http://{}", self.store),
                 "--bind-address=127.0.0.1".to_owned(),
-                format!("--secure-port={port}"),
+                format!("--secure-port={}", self.port),
                 "--cert-dir=.".to_owned(),
                 "--authorization-mode=RBAC".to_owned(),
                 "--token-auth-file=tokens.csv".to_owned(),
@@ -115,12 +144,36 @@ impl ApiServer {
                 "--profiling=false".to_owned(),
             ],
         );
-        let api = Self { tools, folder, port, _processes: [server, etcd] };
-        api.write_config("admin", ADMIN);
-        api.wait();
-        api.kubectl(["apply", "--server-side", "-f", api.tools.join("crds").to_str().expect("a path")]);
-        api.kubectl(["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
-        api
+        *self.process.lock().expect("no test panicked in here") = Some(server);
+        self.wait();
+    }
+
+    /// Has the store forget all that was, so that a watch that begins before now is told 410 by a server that has just
+    /// come back.
+    ///
+    /// # Panics
+    /// Where the store does not do it.
+    pub fn forget_history(&self) {
+        let now = self.ask_store("range", &serde_json::json!({"key": "AA=="}));
+        let revision = &now["header"]["revision"];
+        let done = self.ask_store("compaction", &serde_json::json!({"revision": revision, "physical": true}));
+        assert!(done["header"].is_object(), "{done}");
+    }
+
+    /// A call of etcd's API over plain HTTP.
+    fn ask_store(&self, call: &str, request: &Value) -> Value {
+        let (host, body) = (&self.store, request.to_string());
+        let length = body.len();
+        let mut stream = TcpStream::connect(host).expect("etcd listens");
+        write!(
+            stream,
+            "POST /v3/kv/{call} HTTP/1.0\r\nhost: {host}\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        serde_json::from_str(body).expect("JSON")
     }
 
     /// A namespace in which Pod Security at the level `restricted` is enforced, with the account that Kubernetes' own
@@ -165,10 +218,19 @@ impl ApiServer {
     /// # Panics
     /// Where there is no such account.
     pub fn kubectl_as(&self, namespace: &str, account: &str, args: &[&str]) -> Output {
+        self.log_in(namespace, account);
+        self.run("kubectl", &format!("{namespace}-{account}"), args)
+    }
+
+    /// A client's configuration with which it is a ServiceAccount, by a token that the API server makes for it.
+    ///
+    /// # Panics
+    /// Where there is no such account.
+    pub fn log_in(&self, namespace: &str, account: &str) -> PathBuf {
         let token = self.kubectl(["create", "token", account, "-n", namespace]);
-        let name = format!("{namespace}-{account}");
-        self.write_config(&name, token.trim());
-        self.run("kubectl", &name, args)
+        let who = format!("{namespace}-{account}");
+        self.write_config(&who, token.trim());
+        self.config(&who)
     }
 
     fn run<S: AsRef<OsStr>>(&self, tool: &str, who: &str, args: impl IntoIterator<Item = S>) -> Output {
@@ -210,7 +272,7 @@ impl ApiServer {
             if listens && self.run("kubectl", "admin", ["get", "--raw", "/readyz"]).status.success() {
                 return;
             }
-            let log = || fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+            let log = || fs::read_to_string(self.folder.join("kube-apiserver.log")).unwrap_or_default();
             assert!(Instant::now() < end, "the API server is not ready:\n{}", log());
             thread::sleep(Duration::from_millis(200));
         }
@@ -230,16 +292,24 @@ pub fn said(output: &Output) -> String {
 /// A program on a [`LEASH`].
 #[derive(Debug)]
 struct Leashed {
-    _shell: Child,
-    _stdin: ChildStdin,
+    shell: Child,
+    stdin: Option<ChildStdin>,
 }
 
 impl Leashed {
-    fn start(folder: &Path, program: &Path, args: impl IntoIterator<Item = String>) -> Self {
-        let log = fs::File::create(folder.join("log")).expect("a log");
+    /// Starts one of the tools in `folder`, and has `removed` removed once it has ended.
+    fn start(
+        tool: &str,
+        tools: &Path,
+        folder: &Path,
+        removed: Option<&Path>,
+        args: impl IntoIterator<Item = String>,
+    ) -> Self {
+        let log = fs::File::create(folder.join(format!("{tool}.log"))).expect("a log");
         let mut shell = Command::new("sh")
             .args(["-c", LEASH, "sh"])
-            .args([folder, program])
+            .arg(removed.unwrap_or(Path::new("")))
+            .arg(tools.join("bin").join(tool))
             .args(args)
             .current_dir(folder)
             .stdin(Stdio::piped())
@@ -247,14 +317,16 @@ impl Leashed {
             .stderr(log)
             .spawn()
             .expect("sh runs");
-        let stdin = shell.stdin.take().expect("stdin is piped");
-        Self { _shell: shell, _stdin: stdin }
+        let stdin = shell.stdin.take();
+        Self { shell, stdin }
     }
 }
 
-/// A folder that its program's leash removes.
-fn folder() -> PathBuf {
-    tempfile::Builder::new().prefix("sdxl-kubernetes-").tempdir().expect("a folder").keep()
+impl Drop for Leashed {
+    fn drop(&mut self) {
+        self.stdin.take();
+        let _ = self.shell.wait();
+    }
 }
 
 fn free_ports() -> [u16; 3] {

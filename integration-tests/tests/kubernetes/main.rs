@@ -7,6 +7,7 @@ mod life;
 mod linter;
 mod pods;
 mod roles;
+mod server;
 mod values;
 
 use integration_tests::{ApiServer, kubernetes::chart};
