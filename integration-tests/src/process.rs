@@ -158,10 +158,21 @@ impl Starting {
 
     /// Starts `binary` at an address.
     pub fn spawn_at<S: AsRef<OsStr>>(binary: &str, args: impl IntoIterator<Item = S>, listen: &str) -> Self {
+        Self::spawn_with(binary, args, listen, &[])
+    }
+
+    /// The same with variables of its environment.
+    pub fn spawn_with<S: AsRef<OsStr>>(
+        binary: &str,
+        args: impl IntoIterator<Item = S>,
+        listen: &str,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder for a server's log");
         let stderr = folder.path().join("stderr");
         let mut child = command(binary, args)
             .args(["--listen", listen, "--stop-on-stdin-close"])
+            .envs(variables.iter().copied())
             .stderr(File::create(&stderr).expect("a server's log"))
             .spawn()
             .expect("the binary runs");

@@ -3,6 +3,7 @@
 //! `make tools` builds what this needs; without it the tests say so and do nothing.
 
 mod binaries;
+mod discovery;
 mod life;
 mod linter;
 mod pods;

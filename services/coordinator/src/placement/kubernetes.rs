@@ -121,10 +121,10 @@ pub(super) async fn follow(
         };
         match event {
             Some(Ok(event)) => {
-                if complaint.take().is_some() {
-                    info!(%stage, "{service} can be watched again");
-                }
                 if slices.take(event) {
+                    if complaint.take().is_some() {
+                        info!(%stage, "{service} can be watched again");
+                    }
                     let endpoints = slices.endpoints(&service.port);
                     sender.send_if_modified(|last| {
                         let changed = *last != endpoints;
@@ -134,7 +134,7 @@ pub(super) async fn follow(
                 }
             }
             Some(Err(error)) => {
-                let line = error.to_string();
+                let line = why(&error);
                 if complaint.as_ref() != Some(&line) {
                     warn!(%stage, "{service} cannot be watched, what was known stands: {line}");
                     complaint = Some(line);
@@ -143,6 +143,17 @@ pub(super) async fn follow(
             // A watcher goes on for ever.
             None => return,
         }
+    }
+}
+
+/// In the API server's own words, where they are its.
+fn why(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 

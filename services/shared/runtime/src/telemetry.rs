@@ -37,8 +37,10 @@ impl Drop for TelemetryGuard {
 /// # Errors
 /// Where the filter cannot be parsed, the exporter's settings make no sense, or there is a subscriber already.
 pub fn init(service: &'static str, args: &TelemetryArgs) -> anyhow::Result<TelemetryGuard> {
+    // What kube's watcher complains of we say ourselves, once and not each second; a filter that names it is heeded.
+    let directives = format!("kube_runtime=error,{}", args.log);
     let filter =
-        EnvFilter::try_new(&args.log).with_context(|| format!("--log: {:?} is not a filter", args.log))?;
+        EnvFilter::try_new(&directives).with_context(|| format!("--log: {:?} is not a filter", args.log))?;
     let mut provider =
         SdkTracerProvider::builder().with_resource(Resource::builder().with_service_name(service).build());
     // The opentelemetry crates read these by themselves, but fall back to localhost where both are missing.
