@@ -1,7 +1,7 @@
 # Every target works on a clean Debian machine with Rust; what else it needs, it installs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: run test test-kubernetes tools chart-readme soak lint bench model model-smoke help
+.PHONY: run test test-kubernetes tools chart-readme soak lint bench bench-scale model model-smoke help
 PROMPT ?= a large red circle on a blue background
 
 run: ## Build, start every service here, make a picture through gRPC and say where it is (PROMPT="...")
@@ -45,6 +45,11 @@ model-smoke: ## Train every stage of a tiny model from nothing, and see the loss
 
 bench: ## Full-size base UNet with random weights, beside diffusers in the same run (15 GB of disk, 24 GB of memory)
 	integration-tests/benches/run.sh
+
+bench-scale: ## What the coordinator costs and how far a cluster scales, with 92 simulated replicas (half an hour, 3 GB of memory)
+	cargo build --release --bins -p sdxl-coordinator -p sdxl-text-encoder -p sdxl-base-unet -p sdxl-refiner -p sdxl-vae
+	status=0; for part in scale double overload; do \
+		cargo bench -p integration-tests --bench scale -- $$part || status=1; done; exit $$status
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

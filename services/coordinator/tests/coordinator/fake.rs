@@ -287,7 +287,7 @@ impl StageService for Stage {
     ) -> Result<Response<v1::GetLoadResponse>, Status> {
         let hangs = matches!(self.script.fate, Some((_, Fate::Hang)));
         let since_progress = if hangs { time(60_000) } else { time(1) };
-        Ok(Response::new(v1::GetLoadResponse { queued: 0, active: 1, since_progress }))
+        Ok(Response::new(v1::GetLoadResponse { queued: 0, active: 1, since_progress, busy_time: None }))
     }
 }
 

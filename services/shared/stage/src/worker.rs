@@ -89,6 +89,8 @@ pub struct Load {
     pub active: usize,
     /// When the device last ended a piece of work, or began to have any.
     pub progress: Instant,
+    /// For how long the device has worked since it was warm.
+    pub busy: Duration,
 }
 
 /// The async side's hold on a worker. Clones speak to the same one.
@@ -386,7 +388,7 @@ impl<E: Engine> Worker<E> {
         let engine = &mut self.engine;
         let mut runs: Vec<_> = batch.iter_mut().map(|active| &mut active.run).collect();
         let (results, time) = timed(|| engine.advance(&mut runs))?;
-        self.queue.progressed();
+        self.queue.progressed(time);
         let evaluations = batch.iter().map(|active| active.work.evaluations).sum();
         // A turn that only hands over what is done says nothing of how long steps take.
         let is_step = batch.iter().any(|active| active.work.steps > 0) && results.iter().all(Result::is_ok);

@@ -32,13 +32,14 @@ impl v1::stage_service_server::StageService for StageInfoGrpc {
         &self,
         _: Request<v1::GetLoadRequest>,
     ) -> Result<Response<v1::GetLoadResponse>, Status> {
-        let Load { queued, active, progress, .. } = *self.load.borrow();
+        let Load { queued, active, progress, busy, .. } = *self.load.borrow();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let since_progress = (active > 0).then(|| duration(progress.elapsed()));
         Ok(Response::new(v1::GetLoadResponse {
             queued: count(queued),
             active: count(active),
             since_progress,
+            busy_time: (!busy.is_zero()).then(|| duration(busy)),
         }))
     }
 }

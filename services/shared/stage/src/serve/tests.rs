@@ -308,6 +308,8 @@ async fn a_stage_tells_its_load_while_its_device_is_busy() {
     assert_eq!((load.queued, load.active), (1, 1));
     let since: Duration = load.since_progress.unwrap().try_into().unwrap();
     assert!(since < SOON, "{since:?}");
+    let busy: Duration = load.busy_time.unwrap().try_into().unwrap();
+    assert!(busy >= STEP, "{busy:?}");
 }
 
 #[tokio::test]

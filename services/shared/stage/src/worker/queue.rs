@@ -8,7 +8,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, watch};
 use tracing::Span;
@@ -59,6 +59,7 @@ impl<E: Engine> Queue<E> {
                 queued: 0,
                 active: 0,
                 progress: Instant::now(),
+                busy: Duration::ZERO,
             }),
             waiting: Mutex::new(Waiting { jobs: VecDeque::new(), end: None }),
             changed: Condvar::new(),
@@ -150,10 +151,11 @@ impl<E: Engine> Queue<E> {
         self.load.send_if_modified(|load| std::mem::replace(&mut load.active, active) != active);
     }
 
-    /// The device has done a piece of work. Nobody is woken for it.
-    pub(super) fn progressed(&self) {
+    /// The device has done a piece of work that took `time`. Nobody is woken for it.
+    pub(super) fn progressed(&self, time: Duration) {
         self.load.send_if_modified(|load| {
             load.progress = Instant::now();
+            load.busy += time;
             false
         });
     }
@@ -185,9 +187,7 @@ impl<E: Engine> Queue<E> {
         for job in jobs.drain(..) {
             let _ = job.events.send(Err(StageError::Stopped));
         }
-        self.load.send_modify(|load| {
-            *load = Load { phase: Phase::Failed, queued: 0, active: 0, progress: load.progress }
-        });
+        self.load.send_modify(|load| *load = Load { phase: Phase::Failed, queued: 0, active: 0, ..*load });
     }
 
     fn phase(&self) -> Phase {

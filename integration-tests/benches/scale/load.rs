@@ -1,0 +1,199 @@
+//! Requests in a closed loop or an open one, and what came of each.
+
+use integration_tests::Clients;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use sdxl_proto::v1::{self, StageTiming};
+use std::{
+    ops::Range,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{task::JoinSet, time::sleep_until};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+/// Denoising steps of a picture, drawn anew for each, so that pictures do not stay in step.
+const STEPS: Range<u32> = 20..31;
+/// The base's part of them: with four times as many bases as refiners these are a little less busy.
+const SPLIT: f32 = 0.84;
+
+/// How a request ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    Answered(Vec<StageTiming>),
+    /// RESOURCE_EXHAUSTED, with a RetryInfo or without.
+    Refused {
+        says_when: bool,
+    },
+    Failed(Code, String),
+}
+
+/// A request that has ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample {
+    pub(crate) tenant: &'static str,
+    pub(crate) due: Instant,
+    /// From `due` to its end.
+    pub(crate) latency: Duration,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) outcome: Outcome,
+}
+
+impl Sample {
+    pub(crate) fn ended(&self) -> Instant {
+        self.due + self.latency
+    }
+
+    pub(crate) fn answered(&self) -> bool {
+        matches!(self.outcome, Outcome::Answered(_))
+    }
+
+    pub(crate) fn refused(&self) -> bool {
+        matches!(self.outcome, Outcome::Refused { .. })
+    }
+
+    /// Answered, before its deadline where it has one.
+    pub(crate) fn in_time(&self) -> bool {
+        self.answered() && self.deadline.is_none_or(|deadline| self.latency <= deadline)
+    }
+
+    /// Latency less what the stages say that it waited and ran there, in milliseconds. It has one picture, so all its
+    /// calls follow each other.
+    pub(crate) fn added_ms(&self) -> Option<f64> {
+        let Outcome::Answered(timings) = &self.outcome else { return None };
+        let of = |time: Option<prost_types::Duration>| time.and_then(|t| Duration::try_from(t).ok());
+        let at_stages: f64 = timings
+            .iter()
+            .flat_map(|timing| [of(timing.queue_time), of(timing.run_time)])
+            .flatten()
+            .map(|time| time.as_secs_f64())
+            .sum();
+        Some((self.latency.as_secs_f64() - at_stages) * 1e3)
+    }
+}
+
+/// Sends requests and keeps what comes of them.
+pub(crate) struct Load {
+    clients: Vec<Clients>,
+    seed: u64,
+    sent: AtomicU64,
+    samples: Mutex<Vec<Sample>>,
+    over: AtomicBool,
+}
+
+impl Load {
+    /// Requests over `clients` by turns; each `seed` has prompts of its own.
+    pub(crate) fn new(clients: Vec<Clients>, seed: u64) -> Arc<Self> {
+        Arc::new(Self {
+            clients,
+            seed,
+            sent: AtomicU64::new(0),
+            samples: Mutex::default(),
+            over: AtomicBool::new(false),
+        })
+    }
+
+    /// How many have ended.
+    pub(crate) fn ended(&self) -> usize {
+        self.samples.lock().expect("no caller panicked").len()
+    }
+
+    /// All that have ended.
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        self.samples.lock().expect("no caller panicked").clone()
+    }
+
+    /// Sends no more.
+    pub(crate) fn stop(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// `places` requests at a time until it is stopped; the places are taken one after the other over `ramp`, so that
+    /// the cluster's batches do not begin all at once.
+    pub(crate) fn closed(self: &Arc<Self>, places: u32, ramp: Duration) -> JoinSet<()> {
+        let mut running = JoinSet::new();
+        for place in 0..places {
+            let (load, begin) = (Arc::clone(self), Instant::now() + ramp / places * place);
+            running.spawn(async move {
+                sleep_until(begin.into()).await;
+                while !load.over.load(Ordering::Relaxed) {
+                    load.send("", None, Instant::now()).await;
+                }
+            });
+        }
+        running
+    }
+
+    /// `rate` requests a second of a tenant, as a Poisson process, for `time`, whether or not others are done; returns
+    /// when all have ended.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        tenant: &'static str,
+        rate: f64,
+        time: Duration,
+        deadline: Option<Duration>,
+    ) {
+        let mut draws = StdRng::seed_from_u64(self.seed ^ tenant.len() as u64);
+        let (started, mut at, mut running) = (Instant::now(), 0.0, JoinSet::new());
+        loop {
+            let unit: f64 = draws.random();
+            at -= (1.0 - unit).ln() / rate;
+            if at > time.as_secs_f64() || self.over.load(Ordering::Relaxed) {
+                break;
+            }
+            let due = started + Duration::from_secs_f64(at);
+            sleep_until(due.into()).await;
+            let load = Arc::clone(self);
+            running.spawn(async move { load.send(tenant, deadline, due).await });
+        }
+        while running.join_next().await.is_some() {}
+    }
+
+    async fn send(&self, tenant: &'static str, deadline: Option<Duration>, due: Instant) {
+        let number = self.sent.fetch_add(1, Ordering::Relaxed);
+        let mut request = Request::new(self.request(number));
+        if !tenant.is_empty() {
+            request.metadata_mut().insert("sdxl-tenant", tenant.parse().expect("a name"));
+        }
+        if let Some(deadline) = deadline {
+            // Not by set_timeout: tonic's client would end the call itself then.
+            let left = deadline.saturating_sub(due.elapsed()).as_millis();
+            request.metadata_mut().insert("grpc-timeout", format!("{left}m").parse().expect("a time"));
+        }
+        let turn = usize::try_from(number).expect("few requests") % self.clients.len();
+        let answer = self.clients[turn].images().generate(request).await;
+        let latency = due.elapsed();
+        let outcome = match answer {
+            Ok(answer) => Outcome::Answered(answer.into_inner().timings),
+            Err(status) => failed(&status),
+        };
+        let sample = Sample { tenant, due, latency, deadline, outcome };
+        self.samples.lock().expect("no caller panicked").push(sample);
+    }
+
+    fn request(&self, number: u64) -> v1::GenerateRequest {
+        let mut draws = StdRng::seed_from_u64(self.seed << 32 | number);
+        v1::GenerateRequest {
+            prompt: format!("picture {number} of {}", self.seed),
+            width: 1024,
+            height: 1024,
+            num_inference_steps: draws.random_range(STEPS),
+            seed: Some(draws.random()),
+            refiner: Some(v1::Refiner {
+                mode: Some(v1::refiner::Mode::DenoisingSplit(SPLIT)),
+                ..v1::Refiner::default()
+            }),
+            ..v1::GenerateRequest::default()
+        }
+    }
+}
+
+fn failed(status: &Status) -> Outcome {
+    if status.code() == Code::ResourceExhausted {
+        return Outcome::Refused { says_when: status.get_details_retry_info().is_some() };
+    }
+    Outcome::Failed(status.code(), status.message().to_owned())
+}

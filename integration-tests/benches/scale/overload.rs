@@ -1,0 +1,137 @@
+//! Half as many requests again as the cluster can do.
+
+use crate::{
+    cluster::{Cluster, Size},
+    figures::{
+        Figures,
+        Target::{AtLeast, AtMost, None as Info},
+        quantile,
+    },
+    load::{Load, Outcome, Sample},
+};
+use std::time::{Duration, Instant};
+
+const PLACES: u32 = 320;
+/// About as long as a picture takes.
+const RAMP: Duration = Duration::from_secs(14);
+/// Of each part: for queues to fill, and then measured.
+const WARM_UP: Duration = Duration::from_secs(30);
+const CAPACITY: Duration = Duration::from_secs(60);
+const MEASURED: Duration = Duration::from_secs(150);
+/// Over twice what a picture takes in full batches.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The flooding tenant's load before its flood and in it, and the other's, over capacity.
+const USUAL: f64 = 0.8;
+const FLOOD: f64 = 1.5;
+const SMALL: f64 = 0.01;
+
+pub(crate) async fn run() -> Figures {
+    let mut figures = Figures::default();
+    let cluster = Cluster::start(Size::of(64)).await;
+    eprintln!("{:?} and a coordinator are ready; a closed loop ...", cluster.size);
+    let capacity = capacity(&cluster).await;
+    figures.add("capacity: pictures a second", capacity, "", Info);
+
+    eprintln!("{capacity:.1} pictures a second; {:.0} % of that ...", USUAL * 100.0);
+    let usual = part(&cluster, 11, capacity, USUAL).await;
+    eprintln!("{:.0} % of it ...", FLOOD * 100.0);
+    let flood = part(&cluster, 12, capacity, FLOOD).await;
+
+    let goodput =
+        flood.ended.iter().filter(|sample| sample.in_time()).count() as f64 / MEASURED.as_secs_f64();
+    let sent = flood.sent.len() as f64 / MEASURED.as_secs_f64();
+    figures.add("flood: requests over capacity", 100.0 * sent / capacity, "%", Info);
+    figures.add("flood: goodput over capacity", 100.0 * goodput / capacity, "%", AtLeast(95.0));
+    let refused = || flood.sent.iter().filter(|sample| sample.refused());
+    let to_refusal = quantile(refused().map(ms), 0.99);
+    figures.add("flood: refused", refused().count() as f64, "", Info);
+    figures.add("flood: time to refusal, 99th percentile", to_refusal, "ms", AtMost(20.0));
+    let silent = refused().filter(|s| matches!(s.outcome, Outcome::Refused { says_when: false })).count();
+    figures.add("flood: refused without RetryInfo", silent as f64, "", AtMost(0.0));
+    admitted(&mut figures, "usual", &usual.sent);
+    admitted(&mut figures, "flood", &flood.sent);
+    let p95 = |part: &Part| quantile(part.of("small").filter(|s| s.answered()).map(ms), 0.95);
+    let refused = flood.of("small").filter(|sample| !sample.answered()).count();
+    figures.add("small tenant: requests in the flood", flood.of("small").count() as f64, "", Info);
+    figures.add("small tenant: of them not answered", refused as f64, "", Info);
+    figures.add("small tenant: 95th percentile before the flood", p95(&usual) / 1e3, "s", Info);
+    figures.add("small tenant: 95th percentile in the flood", p95(&flood) / 1e3, "s", Info);
+    let rise = 100.0 * (p95(&flood) / p95(&usual) - 1.0);
+    figures.add("small tenant: rise of it", rise, "%", AtMost(20.0));
+    figures
+}
+
+/// What was taken on, and how much of it was not answered within its deadline, or a twentieth of it more.
+fn admitted(figures: &mut Figures, when: &str, sent: &[Sample]) {
+    let taken = || sent.iter().filter(|sample| !sample.refused());
+    let late = taken().filter(|sample| !sample.in_time()).count();
+    let missed = taken().filter(|s| !s.answered() || s.latency > DEADLINE.mul_f64(1.05)).count();
+    figures.add(format!("{when}: taken on"), taken().count() as f64, "", Info);
+    figures.add(
+        format!("{when}: latency of what was taken on, median"),
+        quantile(taken().map(ms), 0.5) / 1e3,
+        "s",
+        Info,
+    );
+    figures.add(
+        format!("{when}: the same, 99th percentile"),
+        quantile(taken().map(ms), 0.99) / 1e3,
+        "s",
+        Info,
+    );
+    figures.add(format!("{when}: taken on and late"), late as f64, "", Info);
+    figures.add(format!("{when}: late by over 5 %, or given up"), missed as f64, "", AtMost(0.0));
+    let mut failures = std::collections::BTreeMap::new();
+    for sample in sent {
+        if let Outcome::Failed(code, message) = &sample.outcome {
+            failures.entry(format!("{code:?}")).or_insert((0, message)).0 += 1;
+        }
+    }
+    for (code, (count, message)) in failures {
+        eprintln!("{when}: {count} ended with {code}, the first with {message:?}");
+    }
+}
+
+fn ms(sample: &Sample) -> f64 {
+    sample.latency.as_secs_f64() * 1e3
+}
+
+/// Pictures a second of a closed loop.
+async fn capacity(cluster: &Cluster) -> f64 {
+    let load = Load::new(cluster.clients(), 10);
+    let mut running = load.closed(PLACES, RAMP);
+    tokio::time::sleep(WARM_UP).await;
+    let from = load.ended();
+    tokio::time::sleep(CAPACITY).await;
+    let rate = (load.ended() - from) as f64 / CAPACITY.as_secs_f64();
+    assert!(load.samples().iter().all(Sample::answered), "a closed loop without deadlines is answered");
+    load.stop();
+    while running.join_next().await.is_some() {}
+    rate
+}
+
+/// What was sent after the warm-up, and what ended as long after it as that was sent for.
+struct Part {
+    sent: Vec<Sample>,
+    ended: Vec<Sample>,
+}
+
+impl Part {
+    fn of(&self, tenant: &'static str) -> impl Iterator<Item = &Sample> {
+        self.sent.iter().filter(move |sample| sample.tenant == tenant)
+    }
+}
+
+/// Two tenants, the big one with so much of the capacity.
+async fn part(cluster: &Cluster, seed: u64, capacity: f64, big: f64) -> Part {
+    let load = Load::new(cluster.clients(), seed);
+    let from = Instant::now() + WARM_UP;
+    let to = from + MEASURED;
+    let open = |tenant, share: f64| load.open(tenant, share * capacity, WARM_UP + MEASURED, Some(DEADLINE));
+    tokio::join!(open("big", big), open("small", SMALL));
+    let samples = load.samples();
+    let filtered = |when: fn(&Sample) -> Instant| {
+        samples.iter().filter(|sample| when(sample) >= from && when(sample) <= to).cloned().collect()
+    };
+    Part { sent: filtered(|sample| sample.due), ended: filtered(Sample::ended) }
+}
