@@ -54,7 +54,8 @@ pub struct Finished<Output> {
     pub output: Output,
     /// How long it waited.
     pub queue_time: Duration,
-    /// How long the device worked on it, alone or together with others; turns of others alone are not counted.
+    /// How long the device and its thread worked on it, alone or together with others, with what is between two turns of
+    /// its own, as checkpoints; turns of others alone are not counted.
     pub run_time: Duration,
 }
 
@@ -170,6 +171,7 @@ where
                     active: Vec::new(),
                     max_active: args.max_active.get(),
                     turns: Turns::default(),
+                    turn: 0,
                     times: StepTimes::new(),
                 }
                 .run();
@@ -189,6 +191,8 @@ struct Worker<E: Engine> {
     active: Vec<Active<E>>,
     max_active: usize,
     turns: Turns,
+    /// How many turns there have been.
+    turn: u64,
     /// What steps have taken.
     times: StepTimes,
 }
@@ -210,9 +214,19 @@ struct Caller<E: Engine> {
     span: Span,
     queue_time: Duration,
     run_time: Duration,
+    /// When `run_time` was last counted, and how many turns there had been by then.
+    counted: (Instant, u64),
 }
 
 impl<E: Engine> Caller<E> {
+    /// Its turn, the `turn`th of all, took `time` and ends now. Where its last one was the one before, all since then
+    /// counts.
+    fn took_turn(&mut self, turn: u64, time: Duration) {
+        let (since, last) = std::mem::replace(&mut self.counted, (Instant::now(), turn));
+        let was_at_work = last + 1 == turn;
+        self.run_time += if was_at_work { self.counted.0.saturating_duration_since(since) } else { time };
+    }
+
     fn has_gone(&self) -> bool {
         self.events.is_closed()
     }
@@ -286,13 +300,15 @@ impl<E: Engine> Worker<E> {
             };
             let queue_time = submitted.elapsed();
             span.record("queue_ms", milliseconds(queue_time));
-            let mut caller = Caller { events, terms, span, queue_time, run_time: Duration::ZERO };
+            let counted = (Instant::now(), self.turn);
+            let mut caller = Caller { events, terms, span, queue_time, run_time: Duration::ZERO, counted };
             caller.tell(Ok(RunEvent::Started { queue_time }));
             let engine = &mut self.engine;
             let begun = caller.span.clone().in_scope(|| timed(|| engine.begin(request)));
             match begun {
                 Ok((run, time)) => {
                     caller.run_time += time;
+                    caller.counted.0 = Instant::now();
                     self.begun(run, caller, submitted);
                 }
                 Err(panic) => {
@@ -397,8 +413,9 @@ impl<E: Engine> Worker<E> {
         }
         let shares = batch.iter().map(|active| (&active.caller.terms.tenant, active.work.evaluations));
         self.turns.spent(time, shares);
+        self.turn += 1;
         for active in batch {
-            active.caller.run_time += time;
+            active.caller.took_turn(self.turn, time);
         }
         Ok(results)
     }

@@ -291,3 +291,23 @@ async fn what_goes_wrong_in_building_is_told() {
     let (_, built) = spawn::<ToyEngine, ()>(args, || panic!("broken")).unwrap();
     assert_eq!(built.await.unwrap().unwrap_err().to_string(), "the engine panicked: broken");
 }
+
+#[test]
+fn what_is_between_two_turns_of_its_own_counts_and_turns_of_others_do_not() {
+    let (between, turn) = (Duration::from_millis(100), Duration::from_millis(10));
+    let ago = || Instant::now().checked_sub(between).unwrap();
+    let mut caller: Caller<ToyEngine> = Caller {
+        events: mpsc::unbounded_channel().0,
+        terms: Terms::default(),
+        span: Span::none(),
+        queue_time: Duration::ZERO,
+        run_time: Duration::ZERO,
+        counted: (ago(), 4),
+    };
+    caller.took_turn(5, turn);
+    let after_one = caller.run_time;
+    assert!(after_one >= between, "{after_one:?}");
+    caller.counted.0 = ago();
+    caller.took_turn(7, turn);
+    assert_eq!(caller.run_time, after_one + turn);
+}
