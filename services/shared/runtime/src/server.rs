@@ -25,6 +25,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Embeddings and latents of one request fit into a stream's window, so that they need no second round trip.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// The largest HTTP/2 frame that is taken, for clients to take as well: each frame is a call of the system on either side,
+/// and in those of 16 KiB that HTTP/2 begins with, one picture's latents are sixteen.
+pub const MAX_FRAME: u32 = 512 * 1024;
 /// For connections to close once all calls are answered. Health watches would keep them open forever.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -98,6 +101,7 @@ pub async fn serve(server: Server, routes: Routes) -> Result<(), ServerError> {
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
             .layer(calls.clone())
             .add_routes(routes)
             .serve_with_incoming_shutdown(

@@ -69,11 +69,19 @@ pub fn init(service: &'static str, args: &TelemetryArgs) -> anyhow::Result<Telem
 }
 
 /// Spans whatever the log filter is: a quieter log must not take the trace ids away.
+///
+/// Nothing is done when a span is entered or left, which a request's are for each of its messages: no clocks of how long
+/// they were idle, no threads, and no current context beside tracing's own, from which all propagation comes.
 fn spans<S>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
-    tracing_opentelemetry::layer().with_tracer(provider.tracer("sdxl")).with_filter(LevelFilter::INFO)
+    tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer("sdxl"))
+        .with_context_activation(false)
+        .with_tracked_inactivity(false)
+        .with_threads(false)
+        .with_filter(LevelFilter::INFO)
 }
 
 #[cfg(test)]

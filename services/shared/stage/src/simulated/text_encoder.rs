@@ -92,7 +92,8 @@ fn embed(
     };
     let token = features(conditioner.info.cross_attention_dim)?;
     Ok(TextEmbedding {
-        prompt_embeds: token.unsqueeze(0)?.broadcast_as((NUM_TOKENS, token.dim(0)?))?,
+        // Laid out here, once: whoever reads a broadcast tensor walks it value by value.
+        prompt_embeds: Tensor::cat(&vec![token.unsqueeze(0)?; NUM_TOKENS], 0)?,
         pooled_prompt_embeds: features(conditioner.info.pooled_projection_dim)?,
         prompt_truncated: None,
         prompt_2_truncated: None,
