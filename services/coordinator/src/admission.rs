@@ -2,8 +2,12 @@
 //! are seen to be; and never so many of one tenant that another's find no room.
 //!
 //! Tenants share each stage in equal parts, so a request waits for others of its own tenant, and for as much of every
-//! other tenant's work at most. Of `x` units of a tenant's work, its new ones among them, the last is done after
-//! `sum over tenants of min(their work, x)` units in all: that over the stage's speed is how long it takes there.
+//! other tenant's work at most. Of `x` units of a tenant's work, its new ones among them, the last is begun after
+//! `sum over tenants of min(their work, x)` units in all: that over the stage's speed is how long it waits there.
+//!
+//! The stages work side by side, so the waits do not add up: a picture goes on at a stage once it has left the one before
+//! and that stage's own wait is over, whichever is later. How long it is at work there is learnt from pictures that are: a
+//! step that four share takes longer than one of its own, though the four are done sooner.
 
 use crate::placement::Fleets;
 use sdxl_core::{Plan, StageKind, Tenant};
@@ -29,29 +33,28 @@ fn place(stage: StageKind) -> usize {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Work {
     units: [u64; 4],
-    /// How long it takes by itself, where that is known.
-    alone: Duration,
+    /// Of one picture; the texts are everyone's.
+    of_one: [u64; 4],
+    /// How long a picture is at work at each stage, where that is known.
+    at_work: [Duration; 4],
 }
 
 impl Work {
     /// All that a plan asks for.
     pub(crate) fn of(plan: &Plan, latent_pixels: u64, fleets: &Fleets) -> Self {
-        let images = plan.seeds.len() as u64;
+        let pictures = plan.seeds.len() as u64;
         let texts = plan.texts.len() as u64;
-        let denoise = |evaluations: u64| images * evaluations * latent_pixels;
-        let refiner = plan.refiner.as_ref();
-        let units = [
-            texts,
-            denoise(plan.base.evaluations()),
-            denoise(refiner.map_or(0, sdxl_core::DenoisePlan::evaluations)),
-            images * latent_pixels,
+        let base = plan.base.evaluations() * latent_pixels;
+        let refiner = plan.refiner.as_ref().map_or(0, |plan| plan.evaluations() * latent_pixels);
+        let of_one = [texts, base, refiner, latent_pixels];
+        let units = [texts, pictures * base, pictures * refiner, pictures * latent_pixels];
+        let at_work = [
+            fleets.text_encoder.at_work(texts),
+            fleets.base_unet.at_work(base),
+            fleets.refiner.as_ref().map(|fleet| fleet.at_work(refiner)).unwrap_or_default(),
+            fleets.vae.at_work(latent_pixels),
         ];
-        let mut alone = fleets.text_encoder.alone(texts) + fleets.vae.alone(latent_pixels);
-        alone += fleets.base_unet.alone(plan.base.evaluations() * latent_pixels);
-        if let (Some(plan), Some(fleet)) = (refiner, &fleets.refiner) {
-            alone += fleet.alone(plan.evaluations() * latent_pixels);
-        }
-        Self { units, alone }
+        Self { units, of_one, at_work }
     }
 }
 
@@ -150,20 +153,25 @@ fn done_in(
     work: Work,
     speeds: [Option<f64>; 4],
 ) -> Duration {
-    let mut total = work.alone;
+    let mut done = Duration::ZERO;
     for (stage, speed) in speeds.into_iter().enumerate() {
-        let (own, Some(speed)) = (work.units[stage], speed) else { continue };
-        if own == 0 || speed <= 0.0 {
+        let own = work.units[stage];
+        if own == 0 {
             continue;
         }
-        let before = promised.get(tenant).map_or(0, |promised| promised.units[stage]);
-        let others = promised.iter().filter(|(other, _)| *other != tenant);
-        let ahead: u64 = others.map(|(_, other)| other.units[stage].min(before + own)).sum();
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let seconds = (before + ahead) as f64 / speed;
-        total += Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        if let Some(speed) = speed.filter(|speed| *speed > 0.0) {
+            let before = promised.get(tenant).map_or(0, |promised| promised.units[stage]);
+            let others = promised.iter().filter(|(other, _)| *other != tenant);
+            let ahead: u64 = others.map(|(_, other)| other.units[stage].min(before + own)).sum();
+            // Its last picture waits for its others too.
+            let wait = before + ahead + own.saturating_sub(work.of_one[stage]);
+            #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+            let wait = Duration::try_from_secs_f64(wait as f64 / speed).unwrap_or(Duration::MAX);
+            done = done.max(wait);
+        }
+        done = done.saturating_add(work.at_work[stage]);
     }
-    total
+    done
 }
 
 /// A request that was taken on; what is left of its work counts until it is done or this is dropped.
@@ -217,7 +225,9 @@ mod tests {
     const SPEEDS: [Option<f64>; 4] = [None, Some(10.0), None, None];
 
     fn base(units: u64) -> Work {
-        Work { units: [1, units, 0, 3], alone: Duration::from_secs(1) }
+        let at_work = [0, 1, 0, 0].map(Duration::from_secs);
+        let units = [1, units, 0, 3];
+        Work { units, of_one: units, at_work }
     }
 
     fn within(seconds: u64) -> Option<Deadline> {
@@ -254,6 +264,27 @@ mod tests {
         let Refusal::Late { done_in, .. } = refused else { panic!("{refused:?}") };
         assert_eq!(done_in, Duration::from_secs(11));
         assert!(admission.take(&modest, base(100), within(12), SPEEDS).is_ok());
+    }
+
+    #[test]
+    fn waits_of_stages_that_work_side_by_side_do_not_add_up() {
+        let admission = Admission::new(100);
+        let one = tenant("one");
+        let speeds = [None, Some(10.0), Some(10.0), Some(1.0)];
+        let at_work = [0, 2, 3, 1].map(Duration::from_secs);
+        let work = |pictures: u64| {
+            let of_one = [1, 5, 8, 1];
+            Work { units: [1, 5 * pictures, 8 * pictures, pictures], of_one, at_work }
+        };
+        // 50 and 80 units before it: 5 s until its base begins, 8 s until its refiner does, and then 10 s until its VAE.
+        let _first = admission.take(&one, work(10), None, speeds).unwrap();
+        let done_in = |work: Work| match admission.take(&one, work, within(0), speeds).unwrap_err() {
+            Refusal::Late { done_in, .. } => done_in.as_millis(),
+            refusal @ Refusal::Crowded { .. } => panic!("{refusal:?}"),
+        };
+        assert_eq!(done_in(work(1)), 12_000);
+        // Its last picture waits for its other three: 10.4 s until its refiner begins.
+        assert_eq!(done_in(work(4)), 14_400);
     }
 
     #[test]

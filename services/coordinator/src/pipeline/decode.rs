@@ -27,11 +27,12 @@ impl Pipeline<'_> {
             let mut placing = Placing::new(self, fleet, self.latent_pixels(), true);
             loop {
                 let lease = placing.next().await?;
-                let replica = lease.replica().address().to_string();
+                let replica = Some(lease.replica().address());
                 self.events.progress(fleet.stage(), Some(image_index), self.plan.steps(), replica);
                 match self.decode_on(&lease, latents.clone()).await {
                     Ok((answer, spent)) => {
-                        lease.replica().stepped(self.latent_pixels(), spent.on_device());
+                        let work = self.latent_pixels();
+                        lease.replica().stepped(work, work, spent.on_device());
                         self.promise.done(fleet.stage(), self.latent_pixels());
                         timings.push(placing.timing(Some(image_index), &spent));
                         let v1::DecodeResponse { data, media_type, width, height, .. } = answer;

@@ -191,7 +191,9 @@ impl Pipeline<'_> {
         let mut events = hop::answer(&replica, client.denoise(request)).await?;
         let mut begun = false;
         loop {
+            // The watch begins anew with each message: a timer that is set again costs less than one that wakes the task.
             let event = tokio::select! {
+                biased;
                 event = events.message() => event.map_err(|status| Fault::Status { status, begun })?,
                 how = watch::hanging(&replica) => return Err(Fault::Hangs(how)),
             };
@@ -201,7 +203,8 @@ impl Pipeline<'_> {
             match event.event {
                 Some(Event::Progress(progress)) => {
                     let time = convert::duration_or_zero(progress.step_time);
-                    replica.stepped(u64::from(progress.batch_evaluations) * self.latent_pixels(), time);
+                    let together = u64::from(progress.batch_evaluations) * self.latent_pixels();
+                    replica.stepped(pass.work_per_step, together, time);
                     lease.done(pass.work_per_step);
                     self.tell(pass, progress.step, lease, going)?;
                 }
@@ -264,7 +267,7 @@ impl Pipeline<'_> {
         self.promise.done(pass.fleet.stage(), pass.work_per_step);
         self.events.step();
         let done = pass.steps_before + step - slice.start + 1;
-        let replica = lease.replica().address().to_string();
+        let replica = Some(lease.replica().address());
         self.events.progress(pass.fleet.stage(), Some(pass.image_index), done, replica);
         Ok(())
     }

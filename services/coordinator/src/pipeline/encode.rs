@@ -101,11 +101,10 @@ impl Pipeline<'_> {
             let mut placing = Placing::new(self, fleet, texts as u64, false);
             loop {
                 let lease = placing.next().await?;
-                let replica = lease.replica().address().to_string();
-                self.events.progress(fleet.stage(), None, 0, replica);
+                self.events.progress(fleet.stage(), None, 0, Some(lease.replica().address()));
                 match self.encode_on(&lease, indices).await {
                     Ok((embeddings, spent)) => {
-                        lease.replica().stepped(texts as u64, spent.on_device());
+                        lease.replica().stepped(texts as u64, texts as u64, spent.on_device());
                         return Ok((embeddings, lease.revision().into(), placing.timing(None, &spent)));
                     }
                     Err(fault) => placing.failed(lease.replica(), fault, self.patience)?,

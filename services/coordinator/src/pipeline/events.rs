@@ -1,6 +1,7 @@
 //! What a request tells on its way.
 
 use super::error::GenerateError;
+use crate::placement::Address;
 use sdxl_core::StageKind;
 use sdxl_proto::v1::{self, generate_stream_response::Event};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,6 +18,8 @@ const CAPACITY: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Events {
     sender: mpsc::Sender<Item>,
+    /// Whether anyone hears of progress.
+    tells_progress: bool,
     steps_total: u32,
     steps_done: AtomicU32,
 }
@@ -25,7 +28,14 @@ impl Events {
     /// Both ends, for pictures of `steps_total` steps each.
     pub(crate) fn channel(steps_total: u32) -> (Self, mpsc::Receiver<Item>) {
         let (sender, receiver) = mpsc::channel(CAPACITY);
-        (Self { sender, steps_total, steps_done: AtomicU32::new(0) }, receiver)
+        (Self { sender, tells_progress: true, steps_total, steps_done: AtomicU32::new(0) }, receiver)
+    }
+
+    /// The same without progress, for callers that only wait for pictures: telling it would wake the request's task anew
+    /// for each step.
+    pub(crate) fn of_pictures(steps_total: u32) -> (Self, mpsc::Receiver<Item>) {
+        let (events, receiver) = Self::channel(steps_total);
+        (Self { tells_progress: false, ..events }, receiver)
     }
 
     /// `stage` is at work on a picture, or on what all pictures share.
@@ -34,14 +44,17 @@ impl Events {
         stage: StageKind,
         image_index: Option<u32>,
         steps_done: u32,
-        replica: String,
+        replica: Option<&Address>,
     ) {
+        if !self.tells_progress {
+            return;
+        }
         let progress = v1::GenerateProgress {
             stage: v1::Stage::from(stage).into(),
             image_index,
             steps_done,
             steps_total: self.steps_total,
-            replica,
+            replica: replica.map(Address::to_string).unwrap_or_default(),
         };
         // Full: the reader is slow, and will hear of later steps. Closed: the next picture notices.
         let _ = self.sender.try_send(Ok(message(Event::Progress(progress))));

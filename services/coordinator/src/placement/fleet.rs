@@ -7,7 +7,6 @@ use super::{
     source::{Address, Endpoints, Source},
 };
 use kube::Client;
-use rand::seq::IndexedRandom;
 use sdxl_core::StageKind;
 use std::{
     collections::HashMap,
@@ -20,9 +19,6 @@ use tokio::{
     time::timeout,
 };
 use tracing::{info, warn};
-
-/// Beyond so many that take work, two of them are compared in place of all.
-const LARGE_FLEET: usize = 16;
 
 /// A replica of another zone is taken where it is done this much sooner.
 const ZONE_COST: f64 = 1.1;
@@ -76,8 +72,9 @@ impl Fleet {
     }
 
     /// Gives `work` to the ready replica that will be done with it first, of those that are not in `avoided`; `None` where
-    /// there is none. Among equals they take turns. In a large fleet the better of two random ones is nearly as good, and
-    /// found at once (Mitzenmacher 2001). One in the coordinator's own zone is preferred until it is busier.
+    /// there is none. Among equals they take turns. All are compared, however many there are: that takes microseconds, and
+    /// with the better of two random ones (Mitzenmacher 2001) some of a busy fleet wait while others fill their batches. One in
+    /// the coordinator's own zone is preferred until it is busier.
     #[must_use]
     pub fn pick(&self, work: u64, avoided: &[Arc<Replica>]) -> Option<Lease> {
         self.shared.pick(work, avoided)
@@ -102,12 +99,13 @@ impl Fleet {
         mean_speed(&self.shared.lock().list)
     }
 
-    /// How long so many units of work take by themselves on one replica; nothing where that is not known.
+    /// How long so many units of one request's work take once a replica is at them, together with others if that is usual
+    /// at present; nothing where that is not known.
     #[must_use]
-    pub fn alone(&self, work: u64) -> Duration {
-        let speed = mean_speed(&self.shared.lock().list).unwrap_or(f64::INFINITY);
+    pub fn at_work(&self, work: u64) -> Duration {
+        let unit = mean(self.shared.lock().list.iter().filter_map(|m| m.replica.unit())).unwrap_or_default();
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        Duration::try_from_secs_f64(work as f64 / speed).unwrap_or_default()
+        Duration::try_from_secs_f64(work as f64 * unit).unwrap_or_default()
     }
 
     /// Waits for a replica that takes work, or for `limit`, whichever comes first.
@@ -141,6 +139,8 @@ struct Member {
     replica: Arc<Replica>,
     /// While it is healthy.
     up: Option<Arc<StageInfo>>,
+    /// Whether it takes work: it is up, and computes as the others do.
+    serves: bool,
     /// Why it takes no work although it is up: said once.
     complaint: Option<String>,
 }
@@ -166,30 +166,21 @@ impl Shared {
     fn pick(&self, work: u64, avoided: &[Arc<Replica>]) -> Option<Lease> {
         let mut members = self.lock();
         let adopted = members.adopted.clone()?;
-        let takes_work = |m: &Member| {
-            m.up.as_ref().is_some_and(|info| info.computes_as(&adopted))
-                && !avoided.iter().any(|avoided| Arc::ptr_eq(avoided, &m.replica))
-        };
+        let takes_work =
+            |m: &Member| m.serves && !avoided.iter().any(|avoided| Arc::ptr_eq(avoided, &m.replica));
         let count = members.list.len();
-        let mut places: Vec<usize> = (0..count).filter(|i| takes_work(&members.list[*i])).collect();
-        if places.len() > LARGE_FLEET {
-            let (far, near): (Vec<_>, Vec<_>) =
-                places.into_iter().partition(|i| self.is_far(&members.list[*i].replica));
-            places =
-                near.sample(&mut rand::rng(), 2).chain(far.sample(&mut rand::rng(), 2)).copied().collect();
-        }
         let usual = mean_speed(&members.list);
         let turn = members.turn;
-        let order = |i: &usize| {
-            let replica = &members.list[*i].replica;
+        let order = |i: usize| {
+            let replica = &members.list[i].replica;
             #[expect(clippy::cast_precision_loss, reason = "an estimate")]
             let seconds = (replica.outstanding() + work) as f64 / replica.speed().or(usual).unwrap_or(1.0);
             let seconds = if self.is_far(replica) { seconds * ZONE_COST } else { seconds };
             (seconds, (i + count - turn % count) % count)
         };
-        let (index, _) = places
-            .iter()
-            .map(|i| (*i, order(i)))
+        let (index, _) = (0..count)
+            .filter(|i| takes_work(&members.list[*i]))
+            .map(|i| (i, order(i)))
             .min_by(|(_, a), (_, b)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))?;
         let replica = Arc::clone(&members.list[index].replica);
         members.turn = index + 1;
@@ -205,8 +196,8 @@ impl Shared {
     fn speed(&self) -> Option<f64> {
         let members = self.lock();
         let usual = mean_speed(&members.list)?;
-        let adopted = members.adopted.as_ref()?;
-        let up = members.list.iter().filter(|m| m.up.as_ref().is_some_and(|info| info.computes_as(adopted)));
+        members.adopted.as_ref()?;
+        let up = members.list.iter().filter(|m| m.serves);
         Some(up.map(|m| m.replica.speed().unwrap_or(usual)).sum())
     }
 
@@ -256,10 +247,13 @@ impl Shared {
             members.adopted = Some(first);
         }
         let mut ready = 0;
+        for member in &mut members.list {
+            member.serves = members.adopted.as_ref().is_some_and(|adopted| serves(member, adopted));
+        }
         if let Some(adopted) = &members.adopted {
             for member in &mut members.list {
                 let Some(info) = &member.up else { continue };
-                if info.computes_as(adopted) {
+                if member.serves {
                     ready += 1;
                     member.complaint = None;
                 } else {
@@ -283,7 +277,7 @@ impl Shared {
     }
 
     fn join(&self, replica: Arc<Replica>) {
-        self.lock().list.push(Member { replica, up: None, complaint: None });
+        self.lock().list.push(Member { replica, up: None, serves: false, complaint: None });
     }
 
     fn leave(&self, address: &Address) {
@@ -300,9 +294,12 @@ impl Shared {
 
 /// What a replica is thought to do that has not been seen at work.
 fn mean_speed(members: &[Member]) -> Option<f64> {
-    let speeds: Vec<f64> = members.iter().filter_map(|m| m.replica.speed()).collect();
-    #[expect(clippy::cast_precision_loss, reason = "a count")]
-    (!speeds.is_empty()).then(|| speeds.iter().sum::<f64>() / speeds.len() as f64)
+    mean(members.iter().filter_map(|m| m.replica.speed()))
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (count, sum) = values.fold((0.0, 0.0), |(count, sum), value| (count + 1.0, sum + value));
+    (count > 0.0).then(|| sum / count)
 }
 
 /// Keeps one probe running for each address of the source.

@@ -1,6 +1,7 @@
 //! One replica, the work that was given to it, and how fast it does it.
 
 use super::source::{Address, Endpoint as Found};
+use sdxl_runtime::server::MAX_FRAME;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -44,6 +45,8 @@ struct Pace {
     step: Option<f64>,
     /// Work a second, in the stage's own unit.
     speed: Option<f64>,
+    /// Seconds that a unit of one request's work takes: where others share its steps, the more the slower.
+    unit: Option<f64>,
 }
 
 impl Replica {
@@ -61,8 +64,9 @@ impl Replica {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
             .connect_lazy();
-        let pace = Pace { heard: Instant::now(), step: None, speed: None };
+        let pace = Pace { heard: Instant::now(), step: None, speed: None, unit: None };
         Ok(Self {
             address,
             zone,
@@ -102,8 +106,8 @@ impl Replica {
         self.pace().heard = Instant::now();
     }
 
-    /// Its device has done `work` in a step of `time`, for whomever.
-    pub fn stepped(&self, work: u64, time: Duration) {
+    /// Its device has done `own` work of a request in a step of `time`, and so much `together` with that of others.
+    pub fn stepped(&self, own: u64, together: u64, time: Duration) {
         let seconds = time.as_secs_f64();
         let mut pace = self.pace();
         pace.heard = Instant::now();
@@ -111,8 +115,9 @@ impl Replica {
             let mean = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| old + NEWEST * (new - old)));
             pace.step = mean(pace.step, seconds);
             #[expect(clippy::cast_precision_loss, reason = "a mean of many")]
-            let speed = work as f64 / seconds;
-            pace.speed = mean(pace.speed, speed);
+            let (own, together) = (own.max(1) as f64, together as f64);
+            pace.speed = mean(pace.speed, together / seconds);
+            pace.unit = mean(pace.unit, seconds / own);
         }
     }
 
@@ -126,6 +131,11 @@ impl Replica {
     #[must_use]
     pub fn speed(&self) -> Option<f64> {
         self.pace().speed
+    }
+
+    /// Seconds that a unit of one request's work takes, once it was seen at work.
+    pub(super) fn unit(&self) -> Option<f64> {
+        self.pace().unit
     }
 
     /// How long its device may go without ending a step before it counts as hanging; `None` before it was seen at work.
@@ -203,13 +213,13 @@ mod tests {
     async fn a_replica_is_known_by_its_steps() {
         let replica = Replica::new(here(), Duration::from_secs(1)).unwrap();
         assert_eq!((replica.speed(), replica.longest_step()), (None, None));
-        replica.stepped(100, Duration::from_secs(1));
+        replica.stepped(25, 100, Duration::from_secs(1));
         assert_eq!((replica.speed(), replica.longest_step()), (Some(100.0), Some(Duration::from_secs(8))));
         // A step without a time says nothing.
-        replica.stepped(100, Duration::ZERO);
-        assert_eq!(replica.speed(), Some(100.0));
+        replica.stepped(25, 100, Duration::ZERO);
+        assert_eq!((replica.speed(), replica.unit()), (Some(100.0), Some(0.04)));
         for _ in 0..200 {
-            replica.stepped(1, Duration::from_millis(10));
+            replica.stepped(1, 1, Duration::from_millis(10));
         }
         assert_eq!(replica.longest_step(), Some(SHORTEST_HANG));
     }

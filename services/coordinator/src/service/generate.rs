@@ -198,7 +198,7 @@ impl ImageGenerationService for Generation {
             let mut accepted = self.accept(request).map_err(|error| status(&error))?;
             Span::current().record("pictures", accepted.plan.seeds.len());
             let pictures = accepted.plan.seeds.len();
-            let (events, receiver) = Events::channel(accepted.plan.steps());
+            let (events, receiver) = Events::of_pictures(accepted.plan.steps());
             // The sender goes with the work, so that its end is the receiver's.
             let work = Box::pin(async { accepted.run(&{ events }).await });
             let result = tokio::try_join!(work, collect(receiver, pictures, None));

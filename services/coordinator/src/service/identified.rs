@@ -108,7 +108,8 @@ impl Identified {
         let mut accepted = self.generation.accept(request).map_err(|error| status(&error))?;
         let pictures = accepted.plan.seeds.len();
         Span::current().record("pictures", pictures);
-        let (events, receiver) = Events::channel(accepted.plan.steps());
+        let channel = if live.is_some() { Events::channel } else { Events::of_pictures };
+        let (events, receiver) = channel(accepted.plan.steps());
         let work = Box::pin(async { accepted.run(&{ events }).await });
         let result = tokio::try_join!(work, collect(receiver, pictures, live));
         let (summary, images) = result.map_err(|error| {
