@@ -5,7 +5,11 @@ use integration_tests::{
     process::{Server, Starting},
 };
 use sdxl_proto::v1;
-use std::{fs, io::Write, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    time::{Duration, Instant},
+};
 use tonic_health::pb::health_check_response::ServingStatus;
 
 const PROFILE: &str = include_str!("profile.toml");
@@ -102,6 +106,20 @@ impl Cluster {
     /// Connections to the public service.
     pub(crate) fn clients(&self) -> Vec<Clients> {
         (0..CONNECTIONS).map(|_| Clients::new(self.coordinator.address())).collect()
+    }
+
+    /// How long calls take here that a stage answers at once, with next to nothing in them: what is the machine's own of a
+    /// picture's latency, which is five calls long.
+    pub(crate) async fn empty_calls_ms(&self) -> Vec<f64> {
+        let mut client = Clients::new(self.stages[0].1[0].address()).stage();
+        let mut times = Vec::new();
+        for _ in 0..200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let began = Instant::now();
+            client.get_load(v1::GetLoadRequest {}).await.expect("a running stage");
+            times.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        times
     }
 
     /// Seconds of processor time that the coordinator has taken.

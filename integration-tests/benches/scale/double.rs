@@ -15,7 +15,7 @@ const BASES: [usize; 4] = [8, 16, 32, 64];
 const PLACES: usize = 5;
 /// About as long as a picture takes; then that long again, for the loop to settle.
 const RAMP: Duration = Duration::from_secs(14);
-const MEASURED: Duration = Duration::from_secs(75);
+const MEASURED: Duration = Duration::from_secs(50);
 
 pub(crate) async fn run() -> Figures {
     let mut figures = Figures::default();

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 /// Of the low load: a twelfth of what the cluster can do.
 const LOW_RATE: f64 = 2.0;
 const LOW_TIME: Duration = Duration::from_secs(40);
+/// Before it, for every replica to have made pictures: as many at a time as there are bases, for twice as long as they take.
+const WARM_UP: Duration = Duration::from_secs(10);
 /// Of the high load: five a base, four of which share its steps.
 const PLACES: u32 = 320;
 /// About as long as a picture takes.
@@ -31,10 +33,19 @@ pub(crate) async fn latency() -> Figures {
 
 async fn low(figures: &mut Figures, cluster: &Cluster) -> Vec<Sample> {
     eprintln!("{:?} and a coordinator are ready; a low load ...", cluster.size);
+    let warm = Load::new(cluster.clients(), 3);
+    let mut running = warm.closed(u32::try_from(cluster.size.bases).expect("few"), WARM_UP / 2);
+    tokio::time::sleep(WARM_UP).await;
+    warm.stop();
+    while running.join_next().await.is_some() {}
     let load = Load::new(cluster.clients(), 1);
     load.open("", LOW_RATE, LOW_TIME, None).await;
     let samples = load.samples();
     added(figures, "low load", &samples);
+    let lag = quantile(samples.iter().map(|sample| sample.lag.as_secs_f64() * 1e3), 0.5);
+    figures.add("low load: sent late by, median", lag, "ms", Info);
+    let empty = cluster.empty_calls_ms().await;
+    figures.add("low load: a call without content, median", quantile(empty.into_iter(), 0.5), "ms", Info);
     samples
 }
 
