@@ -40,6 +40,8 @@ pub fn code_of(class: ErrorClass) -> Code {
         ErrorClass::InvalidRequest => Code::InvalidArgument,
         ErrorClass::NotFound => Code::NotFound,
         ErrorClass::AlreadyExists => Code::AlreadyExists,
+        ErrorClass::Unauthenticated => Code::Unauthenticated,
+        ErrorClass::PermissionDenied => Code::PermissionDenied,
         ErrorClass::FailedPrecondition => Code::FailedPrecondition,
         ErrorClass::Overloaded => Code::ResourceExhausted,
         ErrorClass::DeadlineExceeded => Code::DeadlineExceeded,
@@ -63,6 +65,8 @@ pub fn class_of(status: &Status) -> ErrorClass {
         Code::InvalidArgument | Code::OutOfRange => ErrorClass::InvalidRequest,
         Code::NotFound => ErrorClass::NotFound,
         Code::AlreadyExists => ErrorClass::AlreadyExists,
+        Code::Unauthenticated => ErrorClass::Unauthenticated,
+        Code::PermissionDenied => ErrorClass::PermissionDenied,
         Code::FailedPrecondition => ErrorClass::FailedPrecondition,
         Code::ResourceExhausted => ErrorClass::Overloaded,
         Code::DeadlineExceeded => ErrorClass::DeadlineExceeded,
@@ -98,10 +102,12 @@ mod tests {
     use super::*;
     use sdxl_core::{FieldViolation, PlanError};
 
-    const CLASSES: [ErrorClass; 9] = [
+    const CLASSES: [ErrorClass; 11] = [
         ErrorClass::InvalidRequest,
         ErrorClass::NotFound,
         ErrorClass::AlreadyExists,
+        ErrorClass::Unauthenticated,
+        ErrorClass::PermissionDenied,
         ErrorClass::FailedPrecondition,
         ErrorClass::Overloaded,
         ErrorClass::DeadlineExceeded,

@@ -1,6 +1,6 @@
 //! The command line, as it is written. [`crate::Config`] is what it means.
 
-use crate::keep::KeepArgs;
+use crate::{access::AccessArgs, keep::KeepArgs};
 use clap::Parser;
 use sdxl_runtime::args::{ServerArgs, TelemetryArgs, seconds};
 use std::time::Duration;
@@ -75,6 +75,10 @@ pub struct Args {
     /// What outlives a request.
     #[command(flatten)]
     pub keep: KeepArgs,
+
+    /// Who may call.
+    #[command(flatten)]
+    pub access: AccessArgs,
 
     /// Where to listen, and how to end.
     #[command(flatten)]

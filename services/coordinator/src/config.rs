@@ -1,6 +1,7 @@
 //! What the command line means, checked.
 
 use crate::{
+    access::{AccessArgsError, AccessConfig},
     args::Args,
     keep::{Keep, KeepError},
     placement::{Address, DnsName, ServiceName, Source},
@@ -36,6 +37,8 @@ pub struct Config {
     pub retry_ratio: f32,
     /// What outlives a request.
     pub keep: Keep,
+    /// Who may call.
+    pub access: AccessConfig,
     /// How long running requests may take to finish once the coordinator is told to stop.
     pub drain_timeout: Duration,
 }
@@ -79,6 +82,9 @@ pub enum ConfigError {
     /// What is to be kept makes no sense.
     #[error(transparent)]
     Keep(#[from] KeepError),
+    /// It makes no sense who may call.
+    #[error(transparent)]
+    Access(#[from] AccessArgsError),
 }
 
 impl TryFrom<&Args> for Config {
@@ -108,6 +114,7 @@ impl TryFrom<&Args> for Config {
             retries_per_second: args.retries_per_second,
             retry_ratio: args.retry_ratio,
             keep: Keep::try_from(&args.keep)?,
+            access: args.access.checked(args.server.listen)?,
             drain_timeout: args.server.drain_timeout,
         })
     }

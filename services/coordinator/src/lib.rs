@@ -2,6 +2,7 @@
 //! replicas with the least to do, and hands the pictures back. It moves tensors and pictures as bytes and never looks
 //! at a number in them.
 
+mod access;
 mod admission;
 mod args;
 mod cache;
@@ -12,20 +13,25 @@ mod keep;
 mod once;
 mod pipeline;
 pub mod placement;
+mod quota;
 mod readiness;
 mod service;
 mod store;
 
+pub use access::{AccessArgs, AccessArgsError, AccessConfig, JwtConfig};
 pub use args::Args;
 pub use config::{Config, ConfigError};
 pub use keep::{Keep, KeepArgs, KeepError, Redis};
 pub use pipeline::GenerateError;
+pub use quota::{Quota, QuotaError};
 
+use access::Access;
 use anyhow::Context;
 use cache::EmbeddingCache;
 use jobs::Jobs;
 use once::Once;
 use placement::Fleets;
+use quota::Accounts;
 use readiness::Readiness;
 use sdxl_proto::{
     FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES,
@@ -52,6 +58,8 @@ const HAND_BACK: Duration = Duration::from_secs(2);
 
 /// Serves on `listener` until `shutdown`, then lets running requests finish.
 ///
+/// Who may not call hears so whatever service is called, but for health, reflection and KEDA's scaler.
+///
 /// Health says SERVING for every service (and for the empty name) while each needed stage has a replica that is ready; that of
 /// jobs is so while Redis is there, and that of KEDA's scaler always.
 ///
@@ -60,6 +68,7 @@ const HAND_BACK: Duration = Duration::from_secs(2);
 /// # Errors
 /// Where serving cannot begin or the listener breaks.
 pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+    let access = Access::start(&config.access)?;
     let health = Health::new(&[image_generation::SERVICE_NAME, model::SERVICE_NAME])
         .await
         .apart(job::SERVICE_NAME)
@@ -82,8 +91,9 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
     let keep = &config.keep;
     let store = keep.redis.clone().map(|redis| Store::start(redis.0)).transpose()?;
     let cache = EmbeddingCache::new(keep.embedding_cache_bytes, store.clone(), keep.embedding_cache_ttl);
+    let accounts = Accounts::new(store.clone());
     let once = Once::new(keep.result_bytes, store.clone(), keep.result_ttl);
-    let generation = Generation::new(Arc::clone(&fleets), readiness.model(), cache, once, settings);
+    let generation = Generation::new(Arc::clone(&fleets), readiness.model(), cache, once, accounts, settings);
     let jobs = Jobs::new(keep, store, generation.clone(), shutdown.clone());
     let mut running = jobs.start();
     let _following = follow_jobs(&jobs, health.clone());
@@ -98,6 +108,10 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
     .add_service(ExternalScalerServer::new(scaler))
     .add_service(ModelServiceServer::new(Model::new(fleets, readiness.model())))
     .add_service(JobServiceServer::new(JobCalls(jobs)).max_decoding_message_size(MAX_MESSAGE_BYTES));
+    let routes = match access {
+        Some(access) => access::guarded(routes, access),
+        None => routes,
+    };
     let server = Server {
         listener,
         health,

@@ -89,6 +89,7 @@ impl Classify for JobError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Full(_) => Some(FULL),
+            Self::Generate(error) => error.retry_after(),
             _ => None,
         }
     }

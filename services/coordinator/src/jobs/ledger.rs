@@ -72,7 +72,8 @@ struct Entry {
 }
 
 impl Ledger {
-    pub(super) async fn submit(&self, job: Submission<'_>) -> Result<(), JobError> {
+    /// Whether the job is a new one.
+    pub(super) async fn submit(&self, job: Submission<'_>) -> Result<bool, JobError> {
         let mut script = scripts::SUBMIT.prepare_invoke();
         script.key(key(job.id)).key(QUEUE).key(list(job.tenant)).key(OPEN);
         script.arg(job.id).arg(job.tenant.name()).arg(job.spec).arg(&job.digest[..]);
@@ -81,7 +82,7 @@ impl Ledger {
         match self.store.invoke::<String>(&script).await?.as_str() {
             "other" => Err(JobError::OtherJob),
             "full" => Err(JobError::Full(self.max_jobs)),
-            _ => Ok(()),
+            answer => Ok(answer == "new"),
         }
     }
 

@@ -11,7 +11,10 @@ pub(crate) use error::JobError;
 pub(crate) use record::is_over;
 
 use crate::{
+    access::Caller,
     keep::Keep,
+    pipeline::GenerateError,
+    quota::{Mode, pixel_steps},
     service::Generation,
     store::{self, Store, Up},
 };
@@ -97,13 +100,14 @@ impl Jobs {
         self.0.ledger.as_ref().ok_or(JobError::NoRedis)
     }
 
-    /// Takes a job on.
+    /// Takes a job on. It is paid for now, and once.
     ///
     /// # Errors
     /// [`JobError`]
     pub(crate) async fn submit(
         &self,
         tenant: &Tenant,
+        caller: Option<&Caller>,
         request: v1::SubmitJobRequest,
         mut violations: Violations,
     ) -> Result<v1::Job, JobError> {
@@ -137,15 +141,20 @@ impl Jobs {
         let created = now();
         let spec = Spec { request: Some(request), created, deadline, steps_total, num_images };
         let submission = Submission { id: &id, tenant, created, spec: spec.seal(), digest };
-        ledger.submit(submission).await?;
+        let charged = self.0.generation.accounts.charge(caller, &plan, Mode::Job).await;
+        let mut charge = charged.map_err(GenerateError::from)?;
+        let submitted = ledger.submit(submission).await;
+        if !matches!(submitted, Ok(true)) {
+            charge.give_back().await;
+        }
+        submitted?;
         self.0.submitted.notify_one();
         self.get(&id, tenant).await
     }
 
     /// A job may ask for so much, lest one of them hold the cluster for a day.
     fn check_size(&self, plan: &Plan) -> Result<(), JobError> {
-        let pixels = u64::from(plan.size.height) * u64::from(plan.size.width);
-        let asked = pixels * u64::from(plan.steps()) * plan.seeds.len() as u64;
+        let asked = pixel_steps(plan);
         let limit = self.0.settings.max_pixel_steps;
         if asked <= limit {
             return Ok(());

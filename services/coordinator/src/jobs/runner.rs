@@ -244,7 +244,7 @@ async fn attempt(
     request: v1::GenerateRequest,
     kept: &Kept,
 ) -> Result<v1::GenerateSummary, GenerateError> {
-    let mut accepted = shared.generation.accept_on(terms, request, Violations::default())?;
+    let mut accepted = shared.generation.accept_on(terms, request, Violations::default(), None).await?;
     let (events, receiver) = Events::channel(accepted.plan.steps());
     // The sender goes with the work, so that its end is the receiver's.
     let work = Box::pin(async { accepted.run_kept(&{ events }, Some(kept)).await });

@@ -1,6 +1,6 @@
 //! Why a request fails.
 
-use crate::{admission::Refusal, placement::Address};
+use crate::{admission::Refusal, placement::Address, quota::QuotaError};
 use sdxl_core::{Classify, ErrorClass, FieldViolation, PlanError, StageKind};
 use std::time::Duration;
 use thiserror::Error;
@@ -20,6 +20,9 @@ pub enum GenerateError {
     /// The coordinator does as much for this tenant as it may.
     #[error("{0} requests of this tenant are at work, as many as there is room for; others may come yet")]
     Crowded(usize),
+    /// The tenant's quotas do not allow it.
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
     /// The request would be late.
     #[error("the cluster is busy: this would be done in {:.1} s, after its deadline", .done_in.as_secs_f64())]
     Late {
@@ -121,6 +124,7 @@ impl Classify for GenerateError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Plan(error) => error.class(),
+            Self::Quota(error) => error.class(),
             Self::Starting(_) | Self::NoReplica { .. } | Self::Lost { .. } | Self::RetriesSpent(_) => {
                 ErrorClass::Unavailable
             }
@@ -137,6 +141,7 @@ impl Classify for GenerateError {
     fn violations(&self) -> &[FieldViolation] {
         match self {
             Self::Plan(error) => error.violations(),
+            Self::Quota(error) => error.violations(),
             _ => &[],
         }
     }
@@ -144,6 +149,7 @@ impl Classify for GenerateError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Full { retry_after, .. } => *retry_after,
+            Self::Quota(error) => error.retry_after(),
             Self::Late { retry_after, .. } => Some(*retry_after),
             Self::Crowded(_) => Some(CROWDED),
             _ => None,

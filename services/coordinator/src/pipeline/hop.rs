@@ -268,7 +268,10 @@ impl Spent {
 /// giving up.
 fn to_caller(class: ErrorClass) -> ErrorClass {
     match class {
-        ErrorClass::InvalidRequest | ErrorClass::NotFound => ErrorClass::Internal,
+        ErrorClass::InvalidRequest
+        | ErrorClass::NotFound
+        | ErrorClass::Unauthenticated
+        | ErrorClass::PermissionDenied => ErrorClass::Internal,
         ErrorClass::Cancelled => ErrorClass::Unavailable,
         class => class,
     }

@@ -2,15 +2,17 @@
 
 use super::{known, record::Record};
 use crate::{
+    access::Caller,
     admission::{Admission, Promise, Work},
     cache::EmbeddingCache,
     cluster::{Cluster, ModelState},
     once::Once,
     pipeline::{Events, GenerateError, Item, Kept, Outcome, Pipeline, latent_pixels},
     placement::Fleets,
+    quota::{Accounts, Charge, Mode},
 };
 use futures::Stream;
-use sdxl_core::{Plan, Violations};
+use sdxl_core::{Classify, ErrorClass, Plan, Violations};
 use sdxl_proto::{
     MAX_MESSAGE_BYTES, convert,
     status::status,
@@ -39,6 +41,7 @@ pub(crate) struct Generation {
     fleets: Arc<Fleets>,
     model: watch::Receiver<ModelState>,
     pub(crate) admission: Admission,
+    pub(crate) accounts: Accounts,
     cache: EmbeddingCache,
     pub(super) once: Once,
     settings: Settings,
@@ -61,35 +64,41 @@ impl Generation {
         model: watch::Receiver<ModelState>,
         cache: EmbeddingCache,
         once: Once,
+        accounts: Accounts,
         settings: Settings,
     ) -> Self {
         let admission = Admission::new(settings.max_requests);
-        Self { fleets, model, admission, cache, once, settings }
+        Self { fleets, model, admission, accounts, cache, once, settings }
     }
 
     /// Makes a plan of the request, or says in its log line why there is none.
-    pub(super) fn accept(&self, request: Request<v1::GenerateRequest>) -> Result<Accepted, GenerateError> {
+    pub(super) async fn accept(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<Accepted, GenerateError> {
         let mut violations = Violations::default();
         let terms = Terms::from_metadata(request.metadata()).unwrap_or_else(|wrong| {
             violations.push(&wrong.field, wrong.description);
             Terms { deadline: Deadline::from_metadata(request.metadata()), ..Terms::default() }
         });
-        self.accept_on(terms, request.into_inner(), violations)
+        let caller = request.extensions().get::<Caller>().cloned();
+        self.accept_on(terms, request.into_inner(), violations, caller.as_ref()).await
     }
 
-    /// The same on terms that do not come with it.
-    pub(crate) fn accept_on(
+    /// The same on terms that do not come with it. Without a caller it is nobody's to pay for, or paid for already.
+    pub(crate) async fn accept_on(
         &self,
         terms: Terms,
         request: v1::GenerateRequest,
         violations: Violations,
+        caller: Option<&Caller>,
     ) -> Result<Accepted, GenerateError> {
         let mut record = Record::start(terms.deadline);
-        match self.plan(terms, request, violations) {
-            Ok((plan, terms, cluster, promise)) => {
+        match self.plan(terms, request, violations, caller).await {
+            Ok((plan, terms, cluster, promise, charge)) => {
                 record.planned(&plan);
                 let (fleets, cache, settings) = (Arc::clone(&self.fleets), self.cache.clone(), self.settings);
-                Ok(Accepted { fleets, cache, settings, cluster, plan, terms, record, promise })
+                Ok(Accepted { fleets, cache, settings, cluster, plan, terms, record, promise, charge })
             }
             Err(error) => {
                 record.failed(&error);
@@ -114,18 +123,27 @@ impl Generation {
         known(&self.model).is_ok() && self.fleets.iter().all(|fleet| fleet.status().borrow().ready > 0)
     }
 
-    fn plan(
+    async fn plan(
         &self,
         terms: Terms,
         request: v1::GenerateRequest,
         mut violations: Violations,
-    ) -> Result<(Plan, Terms, Arc<Cluster>, Promise), GenerateError> {
+        caller: Option<&Caller>,
+    ) -> Result<(Plan, Terms, Arc<Cluster>, Promise, Charge), GenerateError> {
         let cluster = known(&self.model)?;
         let request = convert::generate_request(request, &mut violations);
         let plan = Plan::new(&request, &cluster.info, violations, rand::random)?;
+        let mut charge = self.accounts.charge(caller, &plan, Mode::Now).await?;
         let work = Work::of(&plan, latent_pixels(&plan, &cluster.info), &self.fleets);
-        let promise = self.admission.take(&terms.tenant, work, terms.deadline, self.fleets.speeds())?;
-        Ok((plan, Terms { priority: request.priority, ..terms }, cluster, promise))
+        match self.admission.take(&terms.tenant, work, terms.deadline, self.fleets.speeds()) {
+            Ok(promise) => {
+                Ok((plan, Terms { priority: request.priority, ..terms }, cluster, promise, charge))
+            }
+            Err(refusal) => {
+                charge.give_back().await;
+                Err(refusal.into())
+            }
+        }
     }
 }
 
@@ -140,6 +158,7 @@ pub(crate) struct Accepted {
     settings: Settings,
     pub(super) record: Record,
     promise: Promise,
+    charge: Charge,
 }
 
 impl Accepted {
@@ -174,7 +193,18 @@ impl Accepted {
             kept,
             events,
         };
-        let outcome = pipeline.run().await.inspect_err(|error| self.record.failed(error))?;
+        let outcome = match pipeline.run().await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.record.failed(&error);
+                // What the cluster did not do is not paid for; work that the caller gave up is.
+                if let ErrorClass::Overloaded | ErrorClass::Unavailable | ErrorClass::Internal = error.class()
+                {
+                    self.charge.give_back().await;
+                }
+                return Err(error);
+            }
+        };
         self.record.done(&outcome);
         let Outcome { timings, warnings, .. } = outcome;
         Ok(v1::GenerateSummary { timings, trace_id: propagation::trace_id(&Span::current()), warnings })
@@ -195,7 +225,7 @@ impl ImageGenerationService for Generation {
             return identified.unary().instrument(span).await;
         }
         async {
-            let mut accepted = self.accept(request).map_err(|error| status(&error))?;
+            let mut accepted = self.accept(request).await.map_err(|error| status(&error))?;
             Span::current().record("pictures", accepted.plan.seeds.len());
             let pictures = accepted.plan.seeds.len();
             let (events, receiver) = Events::of_pictures(accepted.plan.steps());
@@ -222,7 +252,8 @@ impl ImageGenerationService for Generation {
             span.in_scope(|| identified.check())?;
             return Ok(Response::new(identified.stream(span)));
         }
-        let mut accepted = span.in_scope(|| self.accept(request)).map_err(|error| status(&error))?;
+        let mut accepted =
+            self.accept(request).instrument(span.clone()).await.map_err(|error| status(&error))?;
         span.record("pictures", accepted.plan.seeds.len());
         let (events, receiver) = Events::channel(accepted.plan.steps());
         let mut work = JoinSet::new();

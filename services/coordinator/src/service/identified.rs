@@ -5,6 +5,7 @@ use super::{
     record::Record,
 };
 use crate::{
+    access::Caller,
     once::Identity,
     pipeline::{Events, Item, message},
 };
@@ -28,6 +29,7 @@ pub(super) struct Identified {
     identity: Identity,
     request: v1::GenerateRequest,
     metadata: MetadataMap,
+    caller: Option<Caller>,
     deadline: Option<Deadline>,
 }
 
@@ -40,6 +42,7 @@ impl Generation {
             identity: Identity::of(&terms.tenant, request.get_ref())?,
             request: request.get_ref().clone(),
             metadata: request.metadata().clone(),
+            caller: request.extensions().get().cloned(),
             deadline: terms.deadline,
         })
     }
@@ -102,10 +105,13 @@ impl Identified {
     async fn work(self, seed: u64, live: Option<mpsc::Sender<Item>>) -> Result<v1::GenerateResponse, Status> {
         let mut request = Request::new(v1::GenerateRequest { seed: Some(seed), ..self.request });
         *request.metadata_mut() = self.metadata;
+        if let Some(caller) = self.caller {
+            request.extensions_mut().insert(caller);
+        }
         if let Some(deadline) = self.deadline {
             deadline.apply(&mut request); // it may have waited
         }
-        let mut accepted = self.generation.accept(request).map_err(|error| status(&error))?;
+        let mut accepted = self.generation.accept(request).await.map_err(|error| status(&error))?;
         let pictures = accepted.plan.seeds.len();
         Span::current().record("pictures", pictures);
         let channel = if live.is_some() { Events::channel } else { Events::of_pictures };

@@ -1,6 +1,9 @@
 //! `JobService`.
 
-use crate::jobs::{JobError, Jobs, is_over};
+use crate::{
+    access::Caller,
+    jobs::{JobError, Jobs, is_over},
+};
 use futures::Stream;
 use sdxl_core::{Tenant, Violations};
 use sdxl_proto::{
@@ -42,7 +45,8 @@ impl JobService for JobCalls {
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
         let mut violations = Violations::default();
         let tenant = tenant(request.metadata(), &mut violations);
-        let job = Box::pin(self.0.submit(&tenant, request.into_inner(), violations)).await;
+        let caller = request.extensions().get::<Caller>().cloned();
+        let job = Box::pin(self.0.submit(&tenant, caller.as_ref(), request.into_inner(), violations)).await;
         Ok(Response::new(v1::SubmitJobResponse { job: Some(job.map_err(|error| status(&error))?) }))
     }
 

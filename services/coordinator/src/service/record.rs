@@ -60,6 +60,8 @@ impl Record {
             ErrorClass::InvalidRequest
             | ErrorClass::NotFound
             | ErrorClass::AlreadyExists
+            | ErrorClass::Unauthenticated
+            | ErrorClass::PermissionDenied
             | ErrorClass::FailedPrecondition => "invalid",
             ErrorClass::Overloaded => "refused",
             ErrorClass::DeadlineExceeded => "deadline",

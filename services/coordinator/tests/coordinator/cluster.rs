@@ -2,7 +2,7 @@
 
 use crate::fake::{Fake, Script};
 use sdxl_coordinator::{
-    Config, Keep,
+    AccessConfig, Config, Keep,
     placement::{Address, Source},
 };
 use sdxl_core::StageKind;
@@ -40,6 +40,7 @@ pub(crate) struct Layout {
     pub patience: Duration,
     pub retries_per_second: u32,
     pub keep: Keep,
+    pub access: AccessConfig,
 }
 
 impl Default for Layout {
@@ -54,6 +55,7 @@ impl Default for Layout {
             patience: Duration::ZERO,
             retries_per_second: 10,
             keep: Keep::default(),
+            access: AccessConfig::default(),
         }
     }
 }
@@ -110,6 +112,7 @@ impl Cluster {
             retries_per_second: layout.retries_per_second,
             retry_ratio: 0.0,
             keep: layout.keep,
+            access: layout.access,
             drain_timeout: Duration::from_secs(10),
         };
         let cluster = Self::coordinator(config).await;

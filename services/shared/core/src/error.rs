@@ -11,6 +11,10 @@ pub enum ErrorClass {
     NotFound,
     /// Something else has the name that was given.
     AlreadyExists,
+    /// The caller did not show who it is.
+    Unauthenticated,
+    /// The caller is known, and may not do this.
+    PermissionDenied,
     /// The request is right, but not on this cluster.
     FailedPrecondition,
     /// A queue is full; the same request may be served later.
