@@ -1,6 +1,9 @@
 //! The command line as a whole; each subcommand's arguments are beside its code.
 
-use crate::{bench::BenchArgs, generate::GenerateArgs, model::ModelArgs, terminal::TerminalArgs, up::UpArgs};
+use crate::{
+    bench::BenchArgs, generate::GenerateArgs, key::KeyArgs, model::ModelArgs, terminal::TerminalArgs,
+    up::UpArgs,
+};
 use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -10,6 +13,7 @@ Examples:
   sdxl generate \"a photo of a cat\"           a picture from the cluster here
   sdxl generate \"a photo of a cat\" --steps 30 --seed 7 -o cat.png
   sdxl bench --rate 2 --duration 120         what a cluster makes of two requests a second
+  sdxl key new --tenant team-7               a key for those who may call a cluster
   sdxl model                                 what a cluster serves
 
 Each flag has an environment variable, which its help names.";
@@ -34,6 +38,8 @@ pub(crate) enum Command {
     Bench(Box<BenchArgs>),
     /// Tell what a running cluster serves
     Model(ModelArgs),
+    /// Make a key for callers of a cluster
+    Key(KeyArgs),
 }
 
 #[cfg(test)]

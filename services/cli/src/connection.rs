@@ -1,13 +1,18 @@
 //! The way to a cluster, and what its errors mean to a person.
 
-use crate::{failure::Failure, generate::flag_of};
+use crate::{
+    failure::Failure,
+    generate::flag_of,
+    key::{Bearer, KEY_VARIABLE},
+};
 use anyhow::anyhow;
 use clap::Args;
 use sdxl_core::{ErrorClass, FieldViolation, Priority, Tenant};
 use sdxl_proto::{status::class_of, v1};
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 use tonic::{
     Status,
+    service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt;
@@ -16,7 +21,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A cluster that vanishes from the network is noticed within two of them.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// Which cluster is asked.
+/// The way to a cluster, on which each call shows the key.
+pub(crate) type Connection = InterceptedService<Channel, Bearer>;
+
+/// Which cluster is asked, and with which key.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct EndpointArgs {
     /// The cluster's address
@@ -28,6 +36,11 @@ pub(crate) struct EndpointArgs {
         value_parser = url
     )]
     pub(crate) endpoint: String,
+
+    /// File that holds the key to show to the cluster, or a JWT; without it the variable SDXL_KEY holds it, which is no
+    /// flag, so that no list of processes shows it
+    #[arg(long, env = "SDXL_KEY_FILE", value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
 }
 
 /// On whose behalf it is asked.
@@ -64,21 +77,22 @@ fn url(text: &str) -> Result<String, String> {
 
 impl EndpointArgs {
     /// Connects, within a few seconds.
-    pub(crate) async fn connect(&self) -> Result<Channel, Failure> {
+    pub(crate) async fn connect(&self) -> Result<Connection, Failure> {
+        let bearer = Bearer::find(self.key_file.as_deref())?;
         let endpoint = Endpoint::from_shared(self.endpoint.clone())
             .map_err(|e| Failure::bad_input(format!("--endpoint: {e}")))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE);
-        endpoint.connect().await.map_err(|error| {
+        let channel = endpoint.connect().await.map_err(|error| {
             let cause = root_cause(&error);
-            anyhow!(
+            Failure::from(anyhow!(
                 "no cluster can be reached at {} ({cause}); start one with `sdxl up`, or name another with --endpoint",
                 self.endpoint
-            )
-            .into()
-        })
+            ))
+        })?;
+        Ok(InterceptedService::new(channel, bearer))
     }
 
     /// What `status`, which the cluster answered, means to the person at the command line.
@@ -98,6 +112,12 @@ impl EndpointArgs {
             ErrorClass::Overloaded => {
                 anyhow!("the cluster at {} is full: {message}; try again later", self.endpoint).into()
             }
+            ErrorClass::Unauthenticated => anyhow!(
+                "the cluster at {} does not let us in: {message}; --key-file FILE or the variable {KEY_VARIABLE} holds \
+                 the key",
+                self.endpoint
+            )
+            .into(),
             ErrorClass::DeadlineExceeded => anyhow!("not done within --timeout: {message}").into(),
             _ => anyhow!("{}: {message}", status.code()).into(),
         }
@@ -128,7 +148,7 @@ mod tests {
     use sdxl_core::PlanError;
 
     fn endpoint() -> EndpointArgs {
-        EndpointArgs { endpoint: "http://127.0.0.1:1".to_owned() }
+        EndpointArgs { endpoint: "http://127.0.0.1:1".to_owned(), key_file: None }
     }
 
     fn text(failure: &Failure) -> String {
@@ -187,7 +207,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let failure = EndpointArgs { endpoint: address.clone() }.connect().await.unwrap_err();
+        let failure = EndpointArgs { endpoint: address.clone(), key_file: None }.connect().await.unwrap_err();
         assert_eq!(failure.code(), 1);
         for part in [address.as_str(), "refused", "sdxl up", "--endpoint"] {
             assert!(text(&failure).contains(part), "{part}: {}", text(&failure));

@@ -6,6 +6,7 @@ mod connection;
 mod console;
 mod failure;
 mod generate;
+mod key;
 mod model;
 mod preview;
 mod terminal;
@@ -23,6 +24,10 @@ async fn main() -> ExitCode {
         Command::Generate(args) => generate::run(*args, &cli.terminal).await,
         Command::Bench(args) => bench::run(*args).await,
         Command::Model(args) => model::run(&args).await,
+        Command::Key(args) => {
+            key::run(&args);
+            Ok(())
+        }
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! One request: sent, timed, and what came of it.
 
 use super::work::Work;
+use crate::connection::Connection;
 use sdxl_core::StageKind;
 use sdxl_proto::{
     MAX_MESSAGE_BYTES,
@@ -13,9 +14,9 @@ use std::{
     future::Future,
     time::{Duration, Instant},
 };
-use tonic::{Code, Request, Status, transport::Channel};
+use tonic::{Code, Request, Status};
 
-type Client = v1::image_generation_service_client::ImageGenerationServiceClient<Channel>;
+type Client = v1::image_generation_service_client::ImageGenerationServiceClient<Connection>;
 
 /// How long after the deadline the cluster's own word on it is waited for.
 const GRACE: Duration = Duration::from_secs(1);
@@ -101,7 +102,7 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Requests over `channels`, of which there is at least one, are given up after `timeout`.
-    pub(super) fn new(channels: Vec<Channel>, timeout: Duration) -> Self {
+    pub(super) fn new(channels: Vec<Connection>, timeout: Duration) -> Self {
         let client = |channel| Client::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         Self { clients: channels.into_iter().map(client).collect(), turn: 0, timeout }
     }

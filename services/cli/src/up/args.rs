@@ -10,7 +10,7 @@ Examples:
   sdxl up                                       the model that ships with the project
   sdxl up --base ~/models/stable-diffusion-xl-base-1.0
   sdxl up --base ~/sdxl-base --refiner ~/sdxl-refiner --replicas base-unet=2,refiner=2
-  sdxl up --listen 0.0.0.0:50051 --dtype bf16
+  sdxl up --listen 0.0.0.0:50051 --keys keys.toml --dtype bf16
 
 When the cluster can serve, one line goes to standard output: `ready http://ADDR`. Logs go to
 standard error, each line behind its service's name. Ctrl-C stops all services, a second Ctrl-C at
@@ -62,6 +62,15 @@ pub(crate) struct UpArgs {
     /// ~/.cache/sdxl]
     #[arg(long, env = "SDXL_CACHE_DIR", value_name = "DIR")]
     pub(super) cache_dir: Option<PathBuf>,
+
+    /// TOML file of the keys that callers may show (sdxl key new makes one); needed to listen on other addresses than
+    /// loopback
+    #[arg(long, env = "SDXL_KEYS", value_name = "FILE")]
+    pub(super) keys: Option<PathBuf>,
+
+    /// Listen on other addresses than loopback although callers need no key
+    #[arg(long, env = "SDXL_ALLOW_ANONYMOUS", conflicts_with = "keys")]
+    pub(super) allow_anonymous: bool,
 
     #[command(flatten)]
     pub(super) server: ServerArgs<50051>,

@@ -53,6 +53,7 @@ pub(crate) async fn run(args: UpArgs, terminal: &TerminalArgs) -> Result<(), Fai
 
 /// What can be known to be wrong before models are loaded, and the model itself.
 async fn prepare(args: &UpArgs, terminal: &TerminalArgs, programs: &Programs) -> Result<Model, Failure> {
+    check_callers(args)?;
     check_listen(args.server.listen)?;
     let stages = StageKind::ALL.into_iter().filter(|s| *s != StageKind::Refiner).map(Role::Stage);
     let mut names: Vec<_> = stages.chain([Role::Coordinator]).map(Role::program).collect();
@@ -65,6 +66,18 @@ async fn prepare(args: &UpArgs, terminal: &TerminalArgs, programs: &Programs) ->
         return Err(Failure::bad_input("--replicas: there is no refiner to start; --refiner DIR names one"));
     }
     Ok(model)
+}
+
+/// Whether the coordinator will be willing to listen there.
+fn check_callers(args: &UpArgs) -> Result<(), Failure> {
+    let listen = args.server.listen;
+    if listen.ip().to_canonical().is_loopback() || args.keys.is_some() || args.allow_anonymous {
+        return Ok(());
+    }
+    Err(Failure::bad_input(format!(
+        "--listen: {listen} is not loopback, and callers would need no key: give --keys FILE, or --allow-anonymous if \
+         everybody who reaches it may call"
+    )))
 }
 
 /// Whether the coordinator will be able to listen; models may load for minutes before it tries.
@@ -128,6 +141,12 @@ impl Plan<'_> {
             if !replicas.is_empty() {
                 args.extend([format!("--{stage}").into(), replicas.join(",").into()]);
             }
+        }
+        if let Some(keys) = &self.args.keys {
+            args.extend(["--keys".into(), keys.into()]);
+        }
+        if self.args.allow_anonymous {
+            args.push("--allow-anonymous".into());
         }
         self.spec(Role::Coordinator, 0, args)
     }

@@ -68,3 +68,22 @@ fn an_address_that_is_taken_is_named_at_once() {
     drop(listener);
     check_listen(address).unwrap();
 }
+
+#[test]
+fn who_may_call_is_handed_on_and_asked_before_anything_is_loaded() {
+    let (stages, coordinator) = specs(&["--keys", "k.toml"], None);
+    assert!(texts(&coordinator).join(" ").contains("--keys k.toml"));
+    assert!(!texts(&stages[0]).contains(&"--keys"));
+    let (_, coordinator) = specs(&["--allow-anonymous"], None);
+    assert!(texts(&coordinator).contains(&"--allow-anonymous"));
+    let check = |flags: &[&str]| {
+        let listen = ["sdxl", "up", "--listen", "0.0.0.0:1"];
+        let Command::Up(args) = Cli::try_parse_from(listen.iter().chain(flags)).unwrap().command else {
+            panic!("not up")
+        };
+        check_callers(&args)
+    };
+    let Err(Failure::BadInput(lines)) = check(&[]) else { panic!("let through") };
+    assert!(lines[0].contains("--keys") && lines[0].contains("--allow-anonymous"), "{lines:?}");
+    assert!(check(&["--keys", "k"]).is_ok() && check(&["--allow-anonymous"]).is_ok());
+}

@@ -137,6 +137,10 @@ impl Cluster {
         Self { text_encoder, base_unet, refiner, vae, config, address, shutdown, serving, channel }
     }
 
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub(crate) fn client(&self) -> ImageGenerationServiceClient<Channel> {
         ImageGenerationServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
