@@ -1,6 +1,9 @@
 //! The flags about who may call, and what they mean.
 
-use clap::Args;
+use clap::{
+    Args,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use std::{net::SocketAddr, path::PathBuf};
 use thiserror::Error;
 
@@ -8,11 +11,11 @@ use thiserror::Error;
 #[derive(Args, Clone, Debug)]
 pub struct AccessArgs {
     /// A TOML file of the keys that callers may show, and their tenants' quotas; it is read again when it changes
-    #[arg(long, env = "SDXL_KEYS", value_name = "FILE")]
+    #[arg(long, env = "SDXL_KEYS", value_name = "FILE", value_parser = file())]
     pub keys: Option<PathBuf>,
 
     /// A JWKS file of the public keys that callers' JWTs may be signed with; it is read again when it changes
-    #[arg(long, env = "SDXL_JWT_KEYS", value_name = "FILE")]
+    #[arg(long, env = "SDXL_JWT_KEYS", value_name = "FILE", value_parser = file())]
     pub jwt_keys: Option<PathBuf>,
 
     /// Who must have issued a JWT: its claim "iss"
@@ -26,6 +29,11 @@ pub struct AccessArgs {
     /// Listen on other addresses than loopback although callers need no key
     #[arg(long, env = "SDXL_ALLOW_ANONYMOUS")]
     pub allow_anonymous: bool,
+}
+
+/// A path that may be empty, as a variable is that is set to nothing.
+fn file() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// Who may call. Without keys and tokens it is everybody who reaches the port.

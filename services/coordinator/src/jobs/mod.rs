@@ -125,6 +125,7 @@ impl Jobs {
         let mut request = request.request.unwrap_or_default();
         let digest = Sha256::digest(request.encode_to_vec()).into();
         let id = job_id(tenant, request.request_id.as_deref());
+        let is_named = request.request_id.is_some();
         if request.priority == i32::from(v1::Priority::Unspecified) {
             request.priority = v1::Priority::Batch.into();
         }
@@ -141,6 +142,9 @@ impl Jobs {
         let created = now();
         let spec = Spec { request: Some(request), created, deadline, steps_total, num_images };
         let submission = Submission { id: &id, tenant, created, spec: spec.seal(), digest };
+        // Which is submitted again is told of, whatever is left of the quotas.
+        let is_known = is_named && ledger.get(&id, tenant).await.is_ok();
+        let caller = caller.filter(|_| !is_known);
         let charged = self.0.generation.accounts.charge(caller, &plan, Mode::Job).await;
         let mut charge = charged.map_err(GenerateError::from)?;
         let submitted = ledger.submit(submission).await;

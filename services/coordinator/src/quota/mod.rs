@@ -135,19 +135,16 @@ impl Accounts {
         }
         let lease = match &self.store {
             None => None,
-            Some(store) => {
-                let lease = Lease::new(store.clone(), tenant, price);
-                match lease.take().await {
-                    Ok(Ok(())) => Some(lease),
-                    Ok(Err(refusal)) => return Err(QuotaError::new(refusal, quotas)),
-                    Err(error) => {
-                        if !matches!(error, StoreError::Gone) {
-                            warn!("this request is charged here alone: {error}");
-                        }
-                        None
+            Some(store) => match Lease::new(store.clone(), tenant, price).granted().await {
+                Ok(Ok(lease)) => Some(lease),
+                Ok(Err(refusal)) => return Err(QuotaError::new(refusal, quotas)),
+                Err(error) => {
+                    if !matches!(error, StoreError::Gone) {
+                        warn!("this request is charged here alone: {error}");
                     }
+                    None
                 }
-            }
+            },
         };
         // What Redis has granted is noted here too, so that nobody begins anew when it goes.
         let is_granted = lease.is_some();

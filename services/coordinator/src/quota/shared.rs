@@ -99,8 +99,20 @@ impl Lease {
         Self { store, price, keys, member: format!("{}:{id}", price.pictures) }
     }
 
-    /// Takes the price.
-    pub(super) async fn take(&self) -> Result<Result<(), Refusal>, StoreError> {
+    /// Takes the price. Should this be dropped before it is known whether it was taken, it is given back.
+    pub(super) async fn granted(self) -> Result<Result<Self, Refusal>, StoreError> {
+        let taking = tokio::spawn(async move {
+            let taken = self.take().await?;
+            Ok(taken.map(|()| Granted(Some(self))))
+        });
+        // A task that is not heard of has taken nothing that anybody knows of.
+        match taking.await.unwrap_or(Err(StoreError::Gone))? {
+            Ok(mut granted) => granted.0.take().map(Ok).ok_or(StoreError::Gone),
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+
+    async fn take(&self) -> Result<Result<(), Refusal>, StoreError> {
         let mut script = TAKE.prepare_invoke();
         script.key(&self.keys[..]).arg(micros(WINDOW));
         script.arg(micros(self.price.requests)).arg(micros(self.price.pixel_steps));
@@ -140,6 +152,17 @@ impl Lease {
         script.arg(unused(self.price.requests)).arg(unused(self.price.pixel_steps)).arg(&self.member);
         // Without Redis the lease ends by itself, and what was not used comes back with time.
         let _ = self.store.invoke::<i64>(&script).await;
+    }
+}
+
+/// A price that was taken for somebody who may have gone meanwhile.
+struct Granted(Option<Lease>);
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        if let (Some(lease), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(async move { lease.end(true).await });
+        }
     }
 }
 

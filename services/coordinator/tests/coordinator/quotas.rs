@@ -248,20 +248,48 @@ async fn a_request_that_is_not_done_is_not_paid_for() {
         );
         let full = Script::new(StageKind::BaseUnet).refuse(Status::resource_exhausted("full"));
         let cluster = quotas.start(Layout::bases([full])).await;
-        let late = || {
-            let mut request = with("k", large());
-            request.set_timeout(Duration::from_nanos(1));
-            request
-        };
         for _ in 0..8 {
             let status = generate(&cluster, "k", large()).await.unwrap_err();
             assert!(status.message().contains("base-unet: every replica is full"), "{status}");
             let status = generate(&cluster, "k", GenerateRequest { width: 7, ..cat() }).await.unwrap_err();
             assert_eq!(status.code(), Code::InvalidArgument);
-            let status = cluster.client().generate(late()).await.unwrap_err();
-            assert!(!status.message().contains("quota"), "{status}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_admitted_is_not_paid_for() {
+    for redis in [false, true] {
+        let quotas = Quotas::new("requests_per_minute = 3\nmax_pictures_in_flight = 2", redis);
+        let layout = Layout { max_requests: 1, ..slow(Duration::from_millis(300)) };
+        let cluster = quotas.start(layout).await;
+        let mut client = cluster.client();
+        let running = tokio::spawn(async move { client.generate(with("other", cat())).await });
+        cluster.base_unet[0].running(1).await;
+        for _ in 0..8 {
+            let status = generate(&cluster, "k", cat()).await.unwrap_err();
+            assert!(status.message().contains("requests of this tenant are at work"), "{status}");
+        }
+        running.await.unwrap().unwrap();
+        assert_eq!(until_refused(&cluster, &cat()).await.0, 3);
+    }
+}
+
+#[tokio::test]
+async fn whoever_hangs_up_before_redis_has_answered_has_not_paid() {
+    let quotas = Quotas::new("requests_per_minute = 3\nmax_pictures_in_flight = 1", true);
+    let cluster = quotas.start(Layout::default()).await;
+    quotas.redis().freeze(true);
+    let mut client = cluster.client();
+    let asking = tokio::spawn(async move { client.generate(with("k", cat())).await });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    asking.abort();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    quotas.redis().freeze(false);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(cluster.base_unet[0].denoises(), 0);
+    assert_eq!(quotas.redis().keys("sdxl:quota:team:*"), ["sdxl:quota:team:requests"], "it was taken");
+    assert_eq!(until_refused(&cluster, &cat()).await.0, 3, "and given back");
 }
 
 #[tokio::test]

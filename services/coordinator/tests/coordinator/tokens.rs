@@ -51,7 +51,7 @@ impl Signer {
 }
 
 /// What is to be said, changed by `more`; null takes a claim away.
-fn claims(more: Value) -> Value {
+fn claims(more: &Value) -> Value {
     let mut claims = json!({
         "iss": "https://issuer", "aud": "sdxl", "sub": "team-sub", "exp": get_current_timestamp() + 60
     });
@@ -86,9 +86,9 @@ async fn a_token_of_each_algorithm_names_its_tenant() {
     let (cluster, _file) = start(&signers.each_ref().map(Signer::public), None).await;
     for signer in &signers {
         for (more, _) in [(json!({}), "team-sub"), (json!({ "sdxl_tenant": "team-7" }), "team-7")] {
-            generate(&cluster, &signer.sign(&claims(more)), cat()).await.unwrap();
+            generate(&cluster, &signer.sign(&claims(&more)), cat()).await.unwrap();
         }
-        let several = claims(json!({ "aud": ["other", "sdxl"], "nbf": get_current_timestamp() }));
+        let several = claims(&json!({ "aud": ["other", "sdxl"], "nbf": get_current_timestamp() }));
         generate(&cluster, &signer.sign(&several), cat()).await.unwrap();
     }
     let log = cluster.base_unet[0].log.denoises.lock().unwrap();
@@ -117,11 +117,11 @@ async fn what_a_token_must_say_is_checked() {
     ];
     for signer in &signers {
         for (more, said) in &cases {
-            let status = refusal(&cluster, &signer.sign(&claims(more.clone()))).await;
+            let status = refusal(&cluster, &signer.sign(&claims(more))).await;
             assert!(status.message().contains(said), "{more}: {status}");
         }
         // Clocks may differ a little.
-        generate(&cluster, &signer.sign(&claims(json!({ "exp": now - 1 }))), cat()).await.unwrap();
+        generate(&cluster, &signer.sign(&claims(&json!({ "exp": now - 1 }))), cat()).await.unwrap();
     }
     assert_eq!(cluster.base_unet[0].denoises(), 3);
 }
@@ -132,7 +132,7 @@ async fn no_token_chooses_how_it_is_verified() {
     let [rsa, ec, _] = &signers;
     let secret = json!({ "kty": "oct", "k": BASE64_URL_SAFE_NO_PAD.encode("secret"), "alg": "HS256" });
     let (cluster, _file) = start(&[rsa.public(), secret], None).await;
-    let good = rsa.sign(&claims(json!({})));
+    let good = rsa.sign(&claims(&json!({})));
     generate(&cluster, &good, cat()).await.unwrap();
 
     let [_, payload, signature] = good.split('.').collect::<Vec<_>>()[..] else { panic!("{good}") };
@@ -147,14 +147,14 @@ async fn no_token_chooses_how_it_is_verified() {
     let raw = BASE64_URL_SAFE_NO_PAD.decode(modulus).unwrap();
     for secret in [public.to_string().into_bytes(), modulus.as_bytes().to_vec(), raw, b"secret".to_vec()] {
         let key = EncodingKey::from_secret(&secret);
-        let token = encode(&Header::new(Algorithm::HS256), &claims(json!({})), &key).unwrap();
+        let token = encode(&Header::new(Algorithm::HS256), &claims(&json!({})), &key).unwrap();
         refusal(&cluster, &token).await;
     }
     // Another's signature, another algorithm of the same key, and what was changed afterwards.
-    refusal(&cluster, &ec.sign(&claims(json!({})))).await;
-    let token = encode(&Header::new(Algorithm::RS512), &claims(json!({})), &rsa.key).unwrap();
+    refusal(&cluster, &ec.sign(&claims(&json!({})))).await;
+    let token = encode(&Header::new(Algorithm::RS512), &claims(&json!({})), &rsa.key).unwrap();
     refusal(&cluster, &token).await;
-    let other = BASE64_URL_SAFE_NO_PAD.encode(claims(json!({ "sub": "admin" })).to_string());
+    let other = BASE64_URL_SAFE_NO_PAD.encode(claims(&json!({ "sub": "admin" })).to_string());
     refusal(&cluster, &good.replace(payload, &other)).await;
     for wrong in ["..", "a.b.c", "x", &good[..good.len() - 4]] {
         assert_eq!(get_model(&cluster, with(wrong, v1::GetModelRequest {})).await, Code::Unauthenticated);
@@ -167,7 +167,7 @@ async fn tenants_without_a_key_have_the_quotas_of_all_tokens() {
     let more = entry("key", "team-7", "requests_per_minute = 2");
     let keys = KeyFile::new(&format!("{more}[jwt]\nrequests_per_minute = 1"));
     let (cluster, _file) = start(&[signer.public()], Some(&keys)).await;
-    let token = |tenant: &str| signer.sign(&claims(json!({ "sub": tenant })));
+    let token = |tenant: &str| signer.sign(&claims(&json!({ "sub": tenant })));
     for tenant in ["team-1", "team-2"] {
         generate(&cluster, &token(tenant), cat()).await.unwrap();
         let status = generate(&cluster, &token(tenant), cat()).await.unwrap_err();
