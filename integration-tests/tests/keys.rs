@@ -63,7 +63,10 @@ fn a_key_is_made_and_shown_and_never_logged() {
     let new = process::run(process::command("sdxl", ["key", "new", "--tenant", "team-7"]), LIMIT);
     let (key, entry) = (String::from_utf8(new.stdout).unwrap(), String::from_utf8(new.stderr).unwrap());
     let key = key.trim_end();
-    assert!(key.starts_with("sdxl_") && !entry.contains(key) && entry.contains("tenant = \"team-7\""), "{entry}");
+    assert!(
+        key.starts_with("sdxl_") && !entry.contains(key) && entry.contains("tenant = \"team-7\""),
+        "{entry}"
+    );
     fs::write(&keys, entry).unwrap();
     let profile = Profile::quick(0.001);
     let cluster = Cluster::start(&profile, &keys);
@@ -102,10 +105,7 @@ fn without_keys_only_loopback_is_listened_on() {
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
     assert!(error.contains("--keys") && error.contains("--allow-anonymous"), "{error}");
-    let server = Starting::spawn_at(
-        "sdxl-coordinator",
-        flags[..6].iter().chain(&["--allow-anonymous"]),
-        "0.0.0.0:0",
-    );
+    let server =
+        Starting::spawn_at("sdxl-coordinator", flags[..6].iter().chain(&["--allow-anonymous"]), "0.0.0.0:0");
     assert!(server.listening().address().starts_with("http://0.0.0.0:"));
 }
