@@ -9,6 +9,7 @@ use sdxl_proto::{
         text_encoder_service_client::TextEncoderServiceClient, vae_service_client::VaeServiceClient,
     },
 };
+use sdxl_runtime::tls::ClientTls;
 use std::time::{Duration, Instant};
 use tonic::{
     Status,
@@ -34,6 +35,16 @@ impl Clients {
     pub fn new(address: &str) -> Self {
         let endpoint = Endpoint::from_shared(address.to_owned()).expect("an address");
         Self { channel: endpoint.connect_lazy() }
+    }
+
+    /// The same over TLS.
+    ///
+    /// # Panics
+    /// Where `address` is none.
+    #[must_use]
+    pub fn over(address: &str, tls: &ClientTls) -> Self {
+        let endpoint = Endpoint::from_shared(address.to_owned()).expect("an address");
+        Self { channel: tls.connect_lazy(&endpoint) }
     }
 
     /// The public service.

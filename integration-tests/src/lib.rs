@@ -2,6 +2,7 @@
 //! ways to break a checkpoint. Imports anything, is imported by nothing.
 
 pub mod altered;
+pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod fleet;

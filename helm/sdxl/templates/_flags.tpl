@@ -9,7 +9,10 @@
 {{- if $v.tls.enabled }}
 - --tls-cert=/etc/sdxl/tls/tls.crt
 - --tls-key=/etc/sdxl/tls/tls.key
-- --tls-ca=/etc/sdxl/tls/ca.crt
+{{- if .isStage }}
+- --tls-client-ca=/etc/sdxl/tls/ca.crt
+- --tls-client-name={{ include "sdxl.name" (dict "root" .root "name" "coordinator") }}.{{ .root.Release.Namespace }}.svc
+{{- end }}
 - --health-listen={{ $v.listenHost }}:{{ include "sdxl.healthPort" . }}
 {{- end }}
 {{- end }}
@@ -44,8 +47,16 @@
 - --{{ .name }}={{ include "sdxl.replicas" (merge (dict "root" $root) .) }}
 {{- end }}
 {{- end }}
+{{- if .root.Values.tls.enabled }}
+- --stage-tls-ca=/etc/sdxl/tls/ca.crt
+- --stage-tls-cert=/etc/sdxl/tls/tls.crt
+- --stage-tls-key=/etc/sdxl/tls/tls.key
+- --stage-tls-name={{ include "sdxl.name" (dict "root" .root "name" "base-unet") }}.{{ .root.Release.Namespace }}.svc
+{{- end }}
 {{- if .root.Values.auth.secret }}
 - --keys=/etc/sdxl/auth/keys
+{{- else }}
+- --allow-anonymous
 {{- end }}
 {{- end }}
 

@@ -9,6 +9,7 @@ use anyhow::anyhow;
 use clap::Args;
 use sdxl_core::{ErrorClass, FieldViolation, Priority, Tenant};
 use sdxl_proto::{status::class_of, v1};
+use sdxl_runtime::tls::{ClientTls, PemFile, PemFiles, TlsError};
 use std::{path::PathBuf, time::Duration};
 use tonic::{
     Status,
@@ -25,7 +26,7 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 pub(crate) type Connection = InterceptedService<Channel, Bearer>;
 
 /// Which cluster is asked, and with which key.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub(crate) struct EndpointArgs {
     /// The cluster's address
     #[arg(
@@ -41,6 +42,18 @@ pub(crate) struct EndpointArgs {
     /// flag, so that no list of processes shows it
     #[arg(long, env = "SDXL_KEY_FILE", value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
+
+    /// Certificates of authorities, in PEM, of which the cluster's must be; the system's if not given. For https:// alone
+    #[arg(long, env = "SDXL_TLS_CA", value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+
+    /// The certificate to show to the cluster and those between it and its authority, in PEM
+    #[arg(long, env = "SDXL_TLS_CERT", value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert, in PEM
+    #[arg(long, env = "SDXL_TLS_KEY", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
 }
 
 /// On whose behalf it is asked.
@@ -69,8 +82,7 @@ fn url(text: &str) -> Result<String, String> {
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let parsed: tonic::transport::Uri = url.parse().map_err(|e| format!("{e}; such as http://host:50051"))?;
     match (parsed.scheme_str(), parsed.host()) {
-        (Some("http"), Some(_)) => Ok(url),
-        (Some("https"), Some(_)) => Err("this client speaks no TLS yet; use http://".to_owned()),
+        (Some("http" | "https"), Some(_)) => Ok(url),
         _ => Err("not an address such as http://host:50051".to_owned()),
     }
 }
@@ -85,7 +97,11 @@ impl EndpointArgs {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE);
-        let channel = endpoint.connect().await.map_err(|error| {
+        let connected = match self.tls()? {
+            Some(tls) => tls.connect(&endpoint).await,
+            None => endpoint.connect().await,
+        };
+        let channel = connected.map_err(|error| {
             let cause = root_cause(&error);
             Failure::from(anyhow!(
                 "no cluster can be reached at {} ({cause}); start one with `sdxl up`, or name another with --endpoint",
@@ -95,9 +111,37 @@ impl EndpointArgs {
         Ok(InterceptedService::new(channel, bearer))
     }
 
+    /// For an address with https://.
+    fn tls(&self) -> Result<Option<ClientTls>, Failure> {
+        let files = PemFiles {
+            ca: PemFile::given("tls-ca", self.tls_ca.as_ref()),
+            cert: PemFile::given("tls-cert", self.tls_cert.as_ref()),
+            key: PemFile::given("tls-key", self.tls_key.as_ref()),
+        };
+        let alone = |given, missing| Failure::bad_input(TlsError::Alone { given, missing }.to_string());
+        match (&files.cert, &files.key) {
+            (Some(_), None) => return Err(alone("tls-cert", "tls-key")),
+            (None, Some(_)) => return Err(alone("tls-key", "tls-cert")),
+            _ => {}
+        }
+        if self.endpoint.starts_with("https://") {
+            let tls = ClientTls::new(files, None, "endpoint");
+            return tls.map(Some).map_err(|error| Failure::bad_input(error.to_string()));
+        }
+        match files.ca.or(files.cert) {
+            None => Ok(None),
+            Some(file) => Err(Failure::bad_input(format!(
+                "--{} is of no use to --endpoint {}, which is without TLS; https:// is with it",
+                file.flag, self.endpoint
+            ))),
+        }
+    }
+
     /// What `status`, which the cluster answered, means to the person at the command line.
     pub(crate) fn explain(&self, status: &Status) -> Failure {
-        let message = status.message();
+        // Where the connection broke, as it does for a certificate that is not accepted, the cause says more.
+        let broken = std::error::Error::source(status).map(root_cause);
+        let message = broken.as_deref().unwrap_or_else(|| status.message());
         match class_of(status) {
             ErrorClass::InvalidRequest => Failure::BadInput(violations(status)),
             ErrorClass::FailedPrecondition if message.starts_with("refiner") => Failure::bad_input(format!(
@@ -148,7 +192,7 @@ mod tests {
     use sdxl_core::PlanError;
 
     fn endpoint() -> EndpointArgs {
-        EndpointArgs { endpoint: "http://127.0.0.1:1".to_owned(), key_file: None }
+        EndpointArgs { endpoint: "http://127.0.0.1:1".to_owned(), ..EndpointArgs::default() }
     }
 
     fn text(failure: &Failure) -> String {
@@ -163,8 +207,41 @@ mod tests {
     fn addresses_are_checked_before_use() {
         assert_eq!(url("127.0.0.1:5"), Ok("http://127.0.0.1:5".to_owned()));
         assert_eq!(url("http://host:5"), Ok("http://host:5".to_owned()));
-        for wrong in ["https://host:5", "http://", "", "ftp://host", "a b"] {
+        assert_eq!(url("https://host"), Ok("https://host".to_owned()));
+        for wrong in ["http://", "", "ftp://host", "a b"] {
             assert!(url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_tls_misses_is_one_line_with_its_flag() {
+        let with = |endpoint: &str, ca: Option<&str>, cert: Option<&str>, key: Option<&str>| {
+            let path = |path: Option<&str>| path.map(PathBuf::from);
+            let endpoint = endpoint.to_owned();
+            let args = EndpointArgs {
+                endpoint,
+                tls_ca: path(ca),
+                tls_cert: path(cert),
+                tls_key: path(key),
+                ..EndpointArgs::default()
+            };
+            args.tls().map(|tls| tls.is_some()).map_err(|failure| text(&failure))
+        };
+        assert_eq!(with("http://host:5", None, None, None), Ok(false));
+        let cases = [
+            (with("https://host:5", None, Some("c"), None), "--tls-cert needs --tls-key beside it"),
+            (with("https://host:5", None, None, Some("k")), "--tls-key needs --tls-cert beside it"),
+            (
+                with("https://host:5", Some("/none.pem"), None, None),
+                "--tls-ca: /none.pem: cannot be read: No such file or directory (os error 2)",
+            ),
+            (
+                with("http://host:5", Some("ca"), None, None),
+                "--tls-ca is of no use to --endpoint http://host:5, which is without TLS; https:// is with it",
+            ),
+        ];
+        for (said, expected) in cases {
+            assert_eq!(said.unwrap_err(), expected);
         }
     }
 
@@ -207,7 +284,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let failure = EndpointArgs { endpoint: address.clone(), key_file: None }.connect().await.unwrap_err();
+        let args = EndpointArgs { endpoint: address.clone(), ..EndpointArgs::default() };
+        let failure = args.connect().await.unwrap_err();
         assert_eq!(failure.code(), 1);
         for part in [address.as_str(), "refused", "sdxl up", "--endpoint"] {
             assert!(text(&failure).contains(part), "{part}: {}", text(&failure));

@@ -1,6 +1,6 @@
 //! The command line, as it is written. [`crate::Config`] is what it means.
 
-use crate::{access::AccessArgs, keep::KeepArgs};
+use crate::{access::AccessArgs, keep::KeepArgs, stage_tls::StageTlsArgs};
 use clap::Parser;
 use sdxl_runtime::args::{ServerArgs, TelemetryArgs, seconds};
 use std::time::Duration;
@@ -43,6 +43,10 @@ pub struct Args {
         value_parser = seconds
     )]
     pub connect_timeout: Duration,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would become the help text of the whole command")]
+    pub stage_tls: StageTlsArgs,
 
     /// Requests at work at the same time; one more is refused
     #[arg(

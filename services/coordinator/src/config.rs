@@ -7,6 +7,7 @@ use crate::{
     placement::{Address, DnsName, ServiceName, Source},
 };
 use sdxl_core::StageKind;
+use sdxl_runtime::tls::{ClientTls, TlsError};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -25,6 +26,8 @@ pub struct Config {
     pub zone: Option<String>,
     /// How long connecting to a replica may take.
     pub connect_timeout: Duration,
+    /// How replicas are connected to over TLS; `None` for connections without.
+    pub stage_tls: Option<ClientTls>,
     /// Requests at work at the same time.
     pub max_requests: usize,
     /// Steps from one checkpoint of a picture to the next.
@@ -79,6 +82,9 @@ pub enum ConfigError {
     /// The share of retries is none.
     #[error("--retry-ratio: {0} is not in 0..=10")]
     RetryRatio(String),
+    /// There can be no TLS to the stages as it was asked for.
+    #[error(transparent)]
+    StageTls(#[from] TlsError),
     /// What is to be kept makes no sense.
     #[error(transparent)]
     Keep(#[from] KeepError),
@@ -108,6 +114,7 @@ impl TryFrom<&Args> for Config {
             // An environment variable that is set to nothing is no zone.
             zone: args.zone.as_deref().map(str::trim).filter(|zone| !zone.is_empty()).map(str::to_owned),
             connect_timeout: args.connect_timeout,
+            stage_tls: args.stage_tls.read()?,
             max_requests: usize::try_from(args.max_requests).unwrap_or(usize::MAX),
             checkpoint_interval: args.checkpoint_interval,
             patience: args.patience,
@@ -223,6 +230,14 @@ mod tests {
         assert_eq!(
             config(&["--connect-timeout", "0"]).unwrap_err(),
             "--connect-timeout: 0 seconds are too short to connect in"
+        );
+        assert_eq!(
+            config(&["--stage-tls-name", "stage.sdxl.svc"]).unwrap_err(),
+            "--stage-tls-name needs --stage-tls-ca beside it"
+        );
+        assert_eq!(
+            config(&["--stage-tls-ca", "/none.pem"]).unwrap_err(),
+            "--stage-tls-ca: /none.pem: cannot be read: No such file or directory (os error 2)"
         );
         assert_eq!(config(&["--retry-ratio", "NaN"]).unwrap_err(), "--retry-ratio: NaN is not in 0..=10");
         let args = Args::try_parse_from(["x", "--text-encoder", "t:1", "--vae", "v:1"]).unwrap();

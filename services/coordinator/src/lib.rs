@@ -16,6 +16,7 @@ pub mod placement;
 mod quota;
 mod readiness;
 mod service;
+mod stage_tls;
 mod store;
 
 pub use access::{AccessArgs, AccessArgsError, AccessConfig, JwtConfig};
@@ -24,6 +25,7 @@ pub use config::{Config, ConfigError};
 pub use keep::{Keep, KeepArgs, KeepError, Redis};
 pub use pipeline::GenerateError;
 pub use quota::{Quota, QuotaError};
+pub use stage_tls::StageTlsArgs;
 
 use access::Access;
 use anyhow::Context;
@@ -44,13 +46,14 @@ use sdxl_proto::{
 };
 use sdxl_runtime::{
     Health, Shutdown,
-    server::{self, Server},
+    server::{self, Listener, Server},
+    tls::ClientTls,
 };
 use service::{Generation, JobCalls, Model, Scaler, Settings};
 use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{task::JoinSet, time::timeout};
 use tonic::service::Routes;
 
 /// For jobs to be handed back once all calls are answered.
@@ -67,7 +70,7 @@ const HAND_BACK: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Where serving cannot begin or the listener breaks.
-pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+pub async fn serve(config: Config, listener: impl Into<Listener>, shutdown: Shutdown) -> anyhow::Result<()> {
     let access = Access::start(&config.access)?;
     let health = Health::new(&[image_generation::SERVICE_NAME, model::SERVICE_NAME])
         .await
@@ -80,6 +83,7 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
         true => Some(kube::Client::try_default().await.context("Kubernetes cannot be asked for replicas")?),
         false => None,
     };
+    let _following_tls = config.stage_tls.as_ref().map(ClientTls::follow);
     let fleets = Arc::new(Fleets::start(&config, kubernetes.as_ref()));
     // Both follow the stages until the last request is done.
     let readiness = Readiness::start(&fleets, health.clone(), shutdown.clone());
@@ -113,7 +117,7 @@ pub async fn serve(config: Config, listener: TcpListener, shutdown: Shutdown) ->
         None => routes,
     };
     let server = Server {
-        listener,
+        listener: listener.into(),
         health,
         descriptors: &[FILE_DESCRIPTOR_SET],
         drain_timeout: config.drain_timeout,

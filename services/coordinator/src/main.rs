@@ -25,6 +25,6 @@ async fn run() -> anyhow::Result<()> {
     let config = Config::try_from(&args)?;
     let _telemetry = telemetry::init("sdxl-coordinator", &args.telemetry)?;
     let shutdown = Shutdown::on_signals(args.server.stop_on_stdin_close)?;
-    let listener = server::bind(args.server.listen).await?;
+    let listener = server::listen(&args.server).await?;
     sdxl_coordinator::serve(config, listener, shutdown).await
 }

@@ -122,6 +122,10 @@ pub(crate) struct RequestArgs {
     #[arg(long, env = "SDXL_SEED", value_name = "N")]
     pub(crate) seed: Option<u64>,
 
+    /// A name under which the request is done once: asked again, the same request gets the same pictures
+    #[arg(long, env = "SDXL_REQUEST_ID", value_name = "ID")]
+    pub(crate) request_id: Option<String>,
+
     /// How much it hurries on a busy cluster, within its tenant [default: interactive]
     #[arg(long, env = "SDXL_PRIORITY", value_name = "NAME", value_parser = priority())]
     pub(crate) priority: Option<Priority>,
@@ -264,7 +268,7 @@ impl GenerateArgs {
             image_format: v1::ImageFormat::from(image_format).into(),
             quality: self.output.quality.unwrap_or_default(),
             priority: request.priority.map_or(v1::Priority::Unspecified, wire_priority).into(),
-            request_id: None,
+            request_id: request.request_id,
         }
     }
 }

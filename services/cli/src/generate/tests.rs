@@ -105,6 +105,7 @@ const CASES: &[Case] = &[
     ("image_format", &["--image-format", "jpeg"], |r| r.image_format = 2),
     ("image_format", &["--image-format", "webp"], |r| r.image_format = 3),
     ("quality", &["--quality", "80"], |r| r.quality = 80),
+    ("request_id", &["--request-id", "one"], |r| r.request_id = Some("one".into())),
     ("priority", &["--priority", "interactive"], |r| r.priority = 1),
     ("priority", &["--priority", "batch"], |r| r.priority = 2),
 ];

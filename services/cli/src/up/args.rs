@@ -2,8 +2,8 @@
 
 use super::replicas::Replicas;
 use clap::Args;
-use sdxl_runtime::args::{ServerArgs, TelemetryArgs};
-use std::{num::NonZeroUsize, path::PathBuf};
+use sdxl_runtime::args::{ServerArgs, TelemetryArgs, seconds};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,17 +73,42 @@ pub(crate) struct UpArgs {
     pub(super) allow_anonymous: bool,
 
     #[command(flatten)]
-    pub(super) server: ServerArgs<50051>,
+    pub(super) server: UpServerArgs,
 
     #[command(flatten)]
     pub(super) telemetry: TelemetryArgs,
 }
 
-/// The variables that `sdxl up` reads for itself. Its children get what they are to know as flags, and some of them
+/// Where the cluster listens and how it ends. Its services are on one machine and speak no TLS.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct UpServerArgs {
+    /// Address and port to listen on; port 0 takes a free one, which is printed
+    #[arg(long, env = "SDXL_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    pub(super) listen: SocketAddr,
+
+    /// How long running work may take to finish after SIGTERM or SIGINT before it is given up
+    #[arg(
+        long,
+        env = "SDXL_DRAIN_TIMEOUT",
+        value_name = "SECONDS",
+        default_value = "30",
+        value_parser = seconds
+    )]
+    pub(super) drain_timeout: Duration,
+
+    /// Shut down when standard input is closed, as it is when the process that started this one dies
+    #[arg(long, env = "SDXL_STOP_ON_STDIN_CLOSE")]
+    pub(super) stop_on_stdin_close: bool,
+}
+
+/// The variables that `sdxl up` reads for itself, and those of single servers, such as their certificates. Its children get what they are to know as flags, and some of them
 /// give the same names another meaning.
 pub(super) fn variables() -> Vec<String> {
-    let command = UpArgs::augment_args(clap::Command::new("up"));
-    command.get_arguments().filter_map(|a| a.get_env()).map(|v| v.to_string_lossy().into_owned()).collect()
+    let up = UpArgs::augment_args(clap::Command::new("up"));
+    let server = ServerArgs::<0>::augment_args(clap::Command::new("server"));
+    let variables = up.get_arguments().chain(server.get_arguments()).filter_map(|a| a.get_env());
+    let stage_tls = ["CA", "CERT", "KEY", "NAME"].map(|part| format!("SDXL_STAGE_TLS_{part}"));
+    variables.map(|v| v.to_string_lossy().into_owned()).chain(stage_tls).collect()
 }
 
 #[cfg(test)]
@@ -116,7 +141,9 @@ mod tests {
     #[test]
     fn children_do_not_see_what_is_meant_for_up() {
         let variables = variables();
-        for name in ["SDXL_REFINER", "SDXL_LISTEN", "SDXL_DTYPE", "SDXL_LOG"] {
+        for name in
+            ["SDXL_REFINER", "SDXL_LISTEN", "SDXL_DTYPE", "SDXL_LOG", "SDXL_TLS_CERT", "SDXL_STAGE_TLS_CA"]
+        {
             assert!(variables.iter().any(|v| v == name), "{name}");
         }
         assert!(variables.iter().all(|v| v.starts_with("SDXL_")), "{variables:?}");

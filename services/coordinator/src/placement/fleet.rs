@@ -8,6 +8,7 @@ use super::{
 };
 use kube::Client;
 use sdxl_core::StageKind;
+use sdxl_runtime::tls::ClientTls;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -30,6 +31,8 @@ pub struct Near {
     pub zone: Option<String>,
     /// How long connecting to a replica may take.
     pub connect_timeout: Duration,
+    /// Where connections are over TLS.
+    pub tls: Option<ClientTls>,
 }
 
 /// The replicas of a stage, followed in the background until this is dropped.
@@ -52,10 +55,10 @@ impl Fleet {
     /// Starts to follow the replicas that `source` gives. Must be called in a tokio runtime.
     #[must_use]
     pub fn start(stage: StageKind, source: Source, kubernetes: Option<Client>, near: Near) -> Self {
-        let shared = Arc::new(Shared::new(stage, near.zone));
+        let shared = Arc::new(Shared::new(stage, near.zone.clone()));
         let mut following = JoinSet::new();
         let found = source.start(stage, kubernetes);
-        following.spawn(follow(Arc::clone(&shared), found, near.connect_timeout));
+        following.spawn(follow(Arc::clone(&shared), found, near));
         Self { shared, _following: following }
     }
 
@@ -303,7 +306,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 }
 
 /// Keeps one probe running for each address of the source.
-async fn follow(shared: Arc<Shared>, mut source: Endpoints, connect_timeout: Duration) {
+async fn follow(shared: Arc<Shared>, mut source: Endpoints, near: Near) {
     let mut probes = JoinSet::new();
     let mut running: HashMap<Address, AbortHandle> = HashMap::new();
     loop {
@@ -322,7 +325,7 @@ async fn follow(shared: Arc<Shared>, mut source: Endpoints, connect_timeout: Dur
             if running.contains_key(&address) {
                 continue;
             }
-            match Replica::new(endpoint, connect_timeout).map(Arc::new) {
+            match Replica::new(endpoint, near.connect_timeout, near.tls.as_ref()).map(Arc::new) {
                 Ok(replica) => {
                     shared.join(Arc::clone(&replica));
                     running.insert(address, probes.spawn(probe::run(Arc::clone(&shared), replica)));

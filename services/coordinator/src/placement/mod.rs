@@ -44,7 +44,11 @@ impl Fleets {
     #[must_use]
     pub fn start(config: &Config, kubernetes: Option<&Client>) -> Self {
         let fleet = |stage, source: &Source| {
-            let near = Near { zone: config.zone.clone(), connect_timeout: config.connect_timeout };
+            let near = Near {
+                zone: config.zone.clone(),
+                connect_timeout: config.connect_timeout,
+                tls: config.stage_tls.clone(),
+            };
             Fleet::start(stage, source.clone(), kubernetes.cloned(), near)
         };
         Self {

@@ -1,7 +1,7 @@
 //! One replica, the work that was given to it, and how fast it does it.
 
 use super::source::{Address, Endpoint as Found};
-use sdxl_runtime::server::MAX_FRAME;
+use sdxl_runtime::{server::MAX_FRAME, tls::ClientTls};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -50,13 +50,17 @@ struct Pace {
 }
 
 impl Replica {
-    /// The replica at an address, which is connected to when it is first called, and again after a connection broke.
+    /// The replica at an address, over TLS where that is given, which is connected to when it is first called, and again after a connection broke.
     ///
     /// # Errors
     /// Where the address makes no URI.
-    pub fn new(found: Found, connect_timeout: Duration) -> Result<Self, tonic::transport::Error> {
+    pub fn new(
+        found: Found,
+        connect_timeout: Duration,
+        tls: Option<&ClientTls>,
+    ) -> Result<Self, tonic::transport::Error> {
         let Found { address, zone } = found;
-        let channel = Endpoint::from_shared(address.url())?
+        let endpoint = Endpoint::from_shared(address.url())?
             .connect_timeout(connect_timeout)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -64,8 +68,11 @@ impl Replica {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(MAX_FRAME)
-            .connect_lazy();
+            .max_frame_size(MAX_FRAME);
+        let channel = match tls {
+            Some(tls) => tls.connect_lazy(&endpoint),
+            None => endpoint.connect_lazy(),
+        };
         let pace = Pace { heard: Instant::now(), step: None, speed: None, unit: None };
         Ok(Self {
             address,
@@ -211,7 +218,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_replica_is_known_by_its_steps() {
-        let replica = Replica::new(here(), Duration::from_secs(1)).unwrap();
+        let replica = Replica::new(here(), Duration::from_secs(1), None).unwrap();
         assert_eq!((replica.speed(), replica.longest_step()), (None, None));
         replica.stepped(25, 100, Duration::from_secs(1));
         assert_eq!((replica.speed(), replica.longest_step()), (Some(100.0), Some(Duration::from_secs(8))));
@@ -226,7 +233,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_is_outstanding_until_it_is_done_or_dropped() {
-        let replica = Arc::new(Replica::new(here(), Duration::from_secs(1)).unwrap());
+        let replica = Arc::new(Replica::new(here(), Duration::from_secs(1), None).unwrap());
         let mut lease = Lease::new(Arc::clone(&replica), "r".into(), 10);
         let other = Lease::new(Arc::clone(&replica), "r".into(), 5);
         assert_eq!(replica.outstanding(), 15);

@@ -41,6 +41,9 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, &'static str> {
         let text = text.trim();
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+        if scheme == "https" {
+            return Err("--stage-tls-ca asks for TLS, and not https://");
+        }
         if scheme != "http" {
             return Err("only http:// is served");
         }

@@ -89,7 +89,19 @@ impl Cluster {
     pub(crate) async fn start(layout: Layout) -> Self {
         let cluster = Self::start_cold(layout).await;
         cluster.becomes(ServingStatus::Serving, Duration::from_secs(10)).await;
+        cluster.sees_redis().await;
         cluster
+    }
+
+    /// Where there is a Redis, what is asked before it is seen goes on without.
+    async fn sees_redis(&self) {
+        let end = tokio::time::Instant::now() + Duration::from_secs(10);
+        while self.config.keep.redis.is_some()
+            && self.health("sdxl.v1.JobService").await.ok() != Some(ServingStatus::Serving)
+        {
+            assert!(tokio::time::Instant::now() < end, "Redis is not seen");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Without waiting for health.
@@ -105,6 +117,7 @@ impl Cluster {
             refiner: (!refiner.is_empty()).then(|| source(&refiner)),
             vae: source(&vae),
             zone: None,
+            stage_tls: None,
             connect_timeout: Duration::from_secs(1),
             max_requests: layout.max_requests,
             checkpoint_interval: 2,
@@ -123,6 +136,7 @@ impl Cluster {
     pub(crate) async fn beside(&self) -> Self {
         let other = Self::coordinator(self.config.clone()).await;
         other.becomes(ServingStatus::Serving, Duration::from_secs(10)).await;
+        other.sees_redis().await;
         other
     }
 

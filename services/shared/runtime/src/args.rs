@@ -1,7 +1,7 @@
 //! Argument groups that every binary flattens into its own. Each flag has an `SDXL_…` environment variable.
 
 use clap::{Args, ValueEnum};
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Where a server listens and how it ends. `PORT` is the server's own default port; 0 lets the system choose.
 #[derive(Args, Clone, Debug)]
@@ -23,6 +23,35 @@ pub struct ServerArgs<const PORT: u16> {
     /// Shut down when standard input is closed, as it is when the process that started this one dies
     #[arg(long, env = "SDXL_STOP_ON_STDIN_CLOSE")]
     pub stop_on_stdin_close: bool,
+
+    /// A second address that tells the server's health, by grpc.health.v1 and at /healthz, and nothing else; without TLS,
+    /// for probes that show no certificate
+    #[arg(long, env = "SDXL_HEALTH_LISTEN", value_name = "ADDR")]
+    pub health_listen: Option<SocketAddr>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "a doc comment would become the help text of the whole command")]
+    pub tls: TlsArgs,
+}
+
+/// What a server shows to its callers, and asks of them. Files are read again when they change.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TlsArgs {
+    /// The server's certificate and those between it and its authority, in PEM: it speaks TLS alone then
+    #[arg(long, env = "SDXL_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert, in PEM
+    #[arg(long, env = "SDXL_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificates of authorities, in PEM: callers must show a certificate of one of them then
+    #[arg(long, env = "SDXL_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// DNS names or URIs: only callers are let in whose certificate is for one of them
+    #[arg(long, env = "SDXL_TLS_CLIENT_NAME", value_name = "NAME,…", value_delimiter = ',')]
+    pub tls_client_name: Vec<String>,
 }
 
 /// What is logged, and how. Traces are sent to where `OTEL_EXPORTER_OTLP_ENDPOINT` says, if it is set.

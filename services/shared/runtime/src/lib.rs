@@ -1,4 +1,4 @@
-//! What every server of the cluster has: arguments, telemetry, deadlines, health, reflection and an orderly end.
+//! What every server of the cluster has: arguments, telemetry, deadlines, health, TLS, reflection and an orderly end.
 //!
 //! A server's `main` looks like this:
 //! ```no_run
@@ -18,7 +18,7 @@
 //! let shutdown = Shutdown::on_signals(args.server.stop_on_stdin_close)?;
 //! let health = Health::new(&["sdxl.v1.GreeterService"]).await;
 //! let server = Server {
-//!     listener: server::bind(args.server.listen).await?,
+//!     listener: server::listen(&args.server).await?,
 //!     health: health.clone(),
 //!     descriptors: &[],
 //!     drain_timeout: args.server.drain_timeout,
@@ -39,6 +39,7 @@ pub mod server;
 pub mod shutdown;
 pub mod telemetry;
 pub mod terms;
+pub mod tls;
 
 pub use deadline::Deadline;
 pub use health::Health;

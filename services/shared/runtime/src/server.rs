@@ -1,22 +1,31 @@
 //! Serving: a bound listener, services, and an orderly end.
 
-use crate::{call::CallLayer, health::Health, shutdown::Shutdown};
+use crate::{
+    args::ServerArgs,
+    call::CallLayer,
+    health::Health,
+    shutdown::Shutdown,
+    tls::{self, ServerTls, TlsError},
+};
 use std::{
+    future::Future,
     io::{self, Write},
     net::SocketAddr,
+    pin::Pin,
     time::Duration,
 };
 use thiserror::Error;
 use tokio::{net::TcpListener, time::timeout};
 use tonic::{
     service::Routes,
-    transport::server::{Server as Transport, TcpIncoming},
+    transport::server::{Router, Server as Transport, TcpIncoming},
 };
 use tonic_health::{
     pb::{self, health_server::HealthServer},
     server::HealthService,
 };
 use tonic_reflection::server::Builder as Reflection;
+use tower::layer::util::{Identity, Stack};
 use tracing::{info, warn};
 
 /// Between two HTTP/2 pings on a connection, and for how long an answer is waited for.
@@ -28,6 +37,9 @@ const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// The largest HTTP/2 frame that is taken, for clients to take as well: each frame is a call of the system on either side,
 /// and in those of 16 KiB that HTTP/2 begins with, one picture's latents are sixteen.
 pub const MAX_FRAME: u32 = 512 * 1024;
+/// Calls at the same time on one connection; further ones wait with their caller. Above what a stage takes on, so that
+/// it refuses what is too much, and that is heard at once.
+const MAX_STREAMS: u32 = 1024;
 /// For connections to close once all calls are answered. Health watches would keep them open forever.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -45,6 +57,9 @@ pub enum ServerError {
     /// The listener does not know its own address.
     #[error("the listener has no address: {0}")]
     Address(io::Error),
+    /// The certificates or keys are not as they should be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The compiled descriptors are not descriptors.
     #[error("cannot set up reflection")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -57,7 +72,7 @@ pub enum ServerError {
 #[derive(Debug)]
 pub struct Server {
     /// Where calls come in.
-    pub listener: TcpListener,
+    pub listener: Listener,
     /// Served as `grpc.health.v1`; its services are those that reflection lists.
     pub health: Health,
     /// Encoded file descriptor sets of the services, for reflection.
@@ -68,18 +83,57 @@ pub struct Server {
     pub shutdown: Shutdown,
 }
 
-/// Binds `address`; port 0 takes a free one.
+/// Where calls come in: an address, TLS if that is wanted, and perhaps an address beside it for health alone.
+#[derive(Debug)]
+pub struct Listener {
+    calls: TcpListener,
+    tls: Option<ServerTls>,
+    health: Option<TcpListener>,
+}
+
+impl Listener {
+    /// The address for calls.
+    ///
+    /// # Errors
+    /// Where the system does not know it.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.calls.local_addr()
+    }
+}
+
+/// One without TLS.
+impl From<TcpListener> for Listener {
+    fn from(calls: TcpListener) -> Self {
+        Self { calls, tls: None, health: None }
+    }
+}
+
+/// Reads what TLS needs and binds the addresses; port 0 takes a free one.
+///
+/// # Errors
+/// [`ServerError::Tls`] or [`ServerError::Bind`], which name the flag and the file or the address.
+pub async fn listen<const PORT: u16>(args: &ServerArgs<PORT>) -> Result<Listener, ServerError> {
+    let tls = ServerTls::new(&args.tls)?;
+    let health = match args.health_listen {
+        Some(address) => Some(bind(address).await?.calls),
+        None => None,
+    };
+    Ok(Listener { tls, health, ..bind(args.listen).await? })
+}
+
+/// Binds `address`, without TLS; port 0 takes a free one.
 ///
 /// # Errors
 /// [`ServerError::Bind`], which names the address.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Bind { address, source })
+pub async fn bind(address: SocketAddr) -> Result<Listener, ServerError> {
+    let listener = TcpListener::bind(address).await;
+    listener.map(Listener::from).map_err(|source| ServerError::Bind { address, source })
 }
 
-/// Serves `routes`, health (also at `/healthz` over HTTP/1.1) and reflection until `server.shutdown`, then drains: health says NOT_SERVING, new calls get
-/// UNAVAILABLE, running calls finish, or are given up after `drain_timeout`.
+/// Serves `routes`, health (also at `/healthz` over HTTP/1.1) and reflection until `server.shutdown`, then drains: health
+/// says NOT_SERVING, new calls get UNAVAILABLE, running calls finish, or are given up after `drain_timeout`.
 ///
-/// Prints `listening http://ADDR` on standard output first; nothing else ever goes there. Each call has a span in the
+/// Prints `listening http://ADDR` (`https` with TLS) on standard output first; nothing else ever goes there. Each call has a span in the
 /// caller's trace and ends with DEADLINE_EXCEEDED if its answer has not begun by the caller's deadline (streams have
 /// to heed it by themselves after that).
 ///
@@ -88,28 +142,26 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
 pub async fn serve(server: Server, routes: Routes) -> Result<(), ServerError> {
     let Server { listener, health, descriptors, drain_timeout, shutdown } = server;
     let address = listener.local_addr().map_err(ServerError::Address)?;
+    let health_service = HealthServer::new(HealthService::from_health_reporter(health.reporter()));
     let routes = routes
-        .add_service(HealthServer::new(HealthService::from_health_reporter(health.reporter())))
+        .add_service(health_service.clone())
         .add_service(reflection(&health, descriptors).build_v1()?)
         .add_service(reflection(&health, descriptors).build_v1alpha()?);
     let calls = CallLayer::new(health.clone(), shutdown.clone());
     let close = Shutdown::new();
-    let mut serving = Box::pin(
-        Transport::builder()
-            .accept_http1(true) // for /healthz
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(MAX_FRAME)
-            .layer(calls.clone())
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                close.triggered(),
-            ),
-    );
-    announce(address);
+    let has_tls = listener.tls.is_some();
+    let called = run(router(routes, &calls), listener.calls, listener.tls, &close);
+    let probed = listener.health.map(|listener| {
+        announce_health(&listener);
+        run(router(Routes::new(health_service), &calls), listener, None, &close)
+    });
+    let mut serving = Box::pin(async move {
+        match probed {
+            Some(probed) => tokio::try_join!(called, probed).map(|((), ())| ()),
+            None => called.await,
+        }
+    });
+    announce(address, has_tls);
 
     tokio::select! {
         ended = &mut serving => return ended.map_err(ServerError::Serve),
@@ -131,6 +183,39 @@ pub async fn serve(server: Server, routes: Routes) -> Result<(), ServerError> {
     }
 }
 
+type Running = Pin<Box<dyn Future<Output = Result<(), tonic::transport::Error>> + Send>>;
+
+/// `routes` behind what every call goes through.
+fn router(routes: Routes, calls: &CallLayer) -> Router<Stack<CallLayer, Identity>> {
+    Transport::builder()
+        .accept_http1(true) // for /healthz
+        .max_concurrent_streams(Some(MAX_STREAMS))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .layer(calls.clone())
+        .add_routes(routes)
+}
+
+/// Serves on `listener` until `close`.
+fn run(
+    router: Router<Stack<CallLayer, Identity>>,
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    close: &Shutdown,
+) -> Running {
+    let close = close.triggered();
+    match tls {
+        Some(tls) => Box::pin(router.serve_with_incoming_shutdown(tls::incoming(listener, tls), close)),
+        None => {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            Box::pin(router.serve_with_incoming_shutdown(incoming, close))
+        }
+    }
+}
+
 /// Reflection of what is really served here, not of all that the descriptors describe.
 fn reflection(health: &Health, descriptors: &'static [&'static [u8]]) -> Reflection<'static> {
     let mut builder = Reflection::configure()
@@ -147,11 +232,18 @@ fn reflection(health: &Health, descriptors: &'static [&'static [u8]]) -> Reflect
     builder
 }
 
-fn announce(address: SocketAddr) {
+fn announce(address: SocketAddr, has_tls: bool) {
+    let scheme = if has_tls { "https" } else { "http" };
     let mut out = io::stdout().lock();
     // A parent that does not listen any more is no reason not to serve.
-    let _ = writeln!(out, "listening http://{address}").and_then(|()| out.flush());
-    info!("listening on http://{address}");
+    let _ = writeln!(out, "listening {scheme}://{address}").and_then(|()| out.flush());
+    info!("listening on {scheme}://{address}");
+}
+
+fn announce_health(listener: &TcpListener) {
+    if let Ok(address) = listener.local_addr() {
+        info!("health on http://{address}");
+    }
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ const ASYNC_THREADS: usize = 2;
 
 /// Serves a text encoder until it is told to stop; `build` makes the engine, on the thread that will own it.
 ///
-/// The process's standard output gets the line `listening http://ADDR` as soon as the address is bound; health says
+/// The process's standard output gets the line `listening http://ADDR`, or `https` with TLS, as soon as the address is bound; health says
 /// SERVING once the engine is warm. What is wrong is told in one line on standard error.
 pub fn text_encoder<const PORT: u16, E>(
     args: &StageArgs<PORT>,
@@ -138,7 +138,7 @@ fn start<const PORT: u16, E: Engine + 'static>(
     runtime.context("cannot start the network threads")?.block_on(async {
         let _telemetry = telemetry::init(telemetry_name(kind), &args.telemetry)?;
         let shutdown = Shutdown::on_signals(args.server.stop_on_stdin_close)?;
-        let listener = server::bind(args.server.listen).await?;
+        let listener = server::listen(&args.server).await?;
         let (worker, built) =
             worker::spawn(args.worker, build).context("cannot start the device's thread")?;
         let info = InfoCell::default();

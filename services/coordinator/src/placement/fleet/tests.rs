@@ -27,7 +27,7 @@ fn fleet_in(count: usize, zone: Option<&str>) -> (Shared, Vec<Arc<Replica>>) {
             // Every third is in the coordinator's zone.
             let zone = Some(if i % 3 == 1 { "a" } else { "b" }.to_owned());
             let address = format!("127.0.0.1:{i}").parse().unwrap();
-            Arc::new(Replica::new(Endpoint { address, zone }, Duration::from_secs(1)).unwrap())
+            Arc::new(Replica::new(Endpoint { address, zone }, Duration::from_secs(1), None).unwrap())
         })
         .collect();
     for replica in &replicas {
@@ -134,7 +134,7 @@ async fn the_own_zone_is_preferred_until_it_is_busier() {
 async fn the_source_decides_who_is_in() {
     let at = |port: u16| Endpoint::from(Address::of("127.0.0.1", port).unwrap());
     let (sender, receiver) = watch::channel(vec![at(1)]);
-    let near = Near { zone: None, connect_timeout: Duration::from_millis(100) };
+    let near = Near { connect_timeout: Duration::from_millis(100), ..Near::default() };
     let fleet = Fleet::start(StageKind::Vae, Source::Watch(receiver), None, near);
     let members = || {
         let members = fleet.shared.lock();

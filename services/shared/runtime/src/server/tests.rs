@@ -1,5 +1,8 @@
 use super::*;
-use std::{convert::Infallible, future::Future, pin::Pin};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -43,6 +46,9 @@ impl tower::Service<http::Request<Body>> for Slow {
         })
     }
 }
+
+/// A free port of loopback.
+const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 struct Running {
     address: SocketAddr,
@@ -140,6 +146,47 @@ async fn plain_http_is_told_too() {
     assert_eq!(healthz(server.address).await.0, "HTTP/1.1 503 Service Unavailable");
     running.await.unwrap();
     server.serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn health_has_an_address_of_its_own_where_that_is_wanted() {
+    let port = |listener: &Listener| listener.local_addr().unwrap();
+    let (calls, probes) = (bind(ANY).await.unwrap(), bind(ANY).await.unwrap());
+    let (address, probed) = (port(&calls), port(&probes));
+    let (health, shutdown) = (Health::new(&[Slow::NAME]).await, Shutdown::new());
+    let server = Server {
+        listener: Listener { health: Some(probes.calls), ..calls },
+        health: health.clone(),
+        descriptors: &[],
+        drain_timeout: Duration::from_secs(5),
+        shutdown: shutdown.clone(),
+    };
+    let serving = tokio::spawn(serve(server, Routes::new(Slow(Duration::ZERO))));
+    let channel = Channel::from_shared(format!("http://{probed}")).unwrap().connect().await.unwrap();
+    assert_eq!(status_of(&channel, Slow::NAME).await, ServingStatus::NotServing);
+    health.set_serving().await;
+    assert_eq!(status_of(&channel, Slow::NAME).await, ServingStatus::Serving);
+    assert_eq!(healthz(probed).await.0, "HTTP/1.1 200 OK");
+    // Of the services there is none.
+    assert_eq!(call(&channel).await.unwrap().message(), "");
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    assert_eq!(call(&channel).await.unwrap().message(), "done");
+    shutdown.trigger();
+    timeout(Duration::from_secs(3), serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn calls_at_the_same_time_are_bounded() {
+    let server = start(Duration::ZERO, Duration::ZERO).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(head[3], 4, "a server begins with SETTINGS");
+    let mut settings = vec![0; usize::from(head[2])];
+    stream.read_exact(&mut settings).await.unwrap();
+    let most = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
+    assert_eq!(most[2..], MAX_STREAMS.to_be_bytes());
 }
 
 #[tokio::test]
