@@ -295,13 +295,18 @@ async fn soak(duration: Duration) {
             Clients::new(member.address()).becomes(ServingStatus::Serving, Duration::from_secs(60)).await
         );
     }
+    let (next, outcomes) = (Arc::new(AtomicUsize::new(0)), Arc::new(Outcomes::default()));
+    // Once everything was used that is connected to when it is first used.
+    let clients: Vec<_> = cluster.coordinators.iter().map(|m| Clients::new(m.address())).collect();
+    job(&clients, 8, &outcomes).await;
+    drop(clients);
+    sleep(Duration::from_secs(2)).await;
     let at_rest = cluster.tasks();
     let over = Arc::new(AtomicBool::new(false));
     let tormentor = {
         let (cluster, over) = (Arc::clone(&cluster), Arc::clone(&over));
         thread::spawn(move || cluster.torment(&over))
     };
-    let (next, outcomes) = (Arc::new(AtomicUsize::new(0)), Arc::new(Outcomes::default()));
     let callers: Vec<_> = (0..CALLERS)
         .map(|_| {
             let clients: Vec<_> = cluster.coordinators.iter().map(|m| Clients::new(m.address())).collect();
