@@ -178,8 +178,13 @@ async fn a_stage_refuses_whoever_is_not_the_coordinator() {
             (&colleague, "received fatal alert: AccessDenied"),
         ];
         for (tls, alert) in cases {
-            let error = ask(Clients::over(stage.address(), tls)).await.unwrap_err();
-            assert!(format!("{error:?}").contains(alert), "{alert}: {error:?}");
+            // None gets through; that the connection is closed may be noticed before the reason is read.
+            let mut heard = Vec::new();
+            while !heard.iter().any(|error: &String| error.contains(alert)) {
+                assert!(heard.len() < 20, "{alert}: {heard:?}");
+                let error = ask(Clients::over(stage.address(), tls)).await.unwrap_err();
+                heard.push(format!("{error:?}"));
+            }
         }
         let started = Instant::now();
         ask(Clients::new(&format!("http://{}", host(stage)))).await.unwrap_err();

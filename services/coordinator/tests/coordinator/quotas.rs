@@ -215,10 +215,14 @@ async fn coordinators_share_what_redis_counts_and_count_on_while_it_is_gone() {
     becomes(&cluster, Serving).await;
     becomes(&other, Serving).await;
     let before: String = quotas.redis().ask(cmd("GET").arg(key));
+    let begun = Instant::now();
     let (served, ..) = until_refused(&cluster, &cat()).await;
     let after: String = quotas.redis().ask(cmd("GET").arg(key));
     assert!(served >= 3 && after > before, "Redis has four and counts again: {served}");
-    assert_eq!(generate(&other, "k", cat()).await.unwrap_err().code(), Code::ResourceExhausted);
+    // Nothing is left for the other but what comes back meanwhile.
+    let (served, ..) = until_refused(&other, &cat()).await;
+    let refilled = (begun.elapsed().as_secs() / 5) as u32 + 1;
+    assert!(served <= refilled, "{served} of {refilled}");
 }
 
 #[tokio::test]
