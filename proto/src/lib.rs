@@ -1,36 +1,34 @@
 //! The gRPC contract of the cluster: generated messages, clients and servers, their conversions to and from the
 //! domain's words, and the one place where errors become [`tonic::Status`].
 
-/// Messages, clients and servers of `sdxl.v1`, made from `proto/sdxl/v1/*.proto`.
-pub mod v1 {
-    #![allow(
-        missing_docs,
-        unreachable_pub,
-        clippy::all,
-        clippy::allow_attributes_without_reason,
-        clippy::large_futures,
-        clippy::needless_pass_by_value,
-        clippy::semicolon_if_nothing_returned,
-        clippy::uninlined_format_args,
-        reason = "generated code"
-    )]
-    tonic::include_proto!("sdxl.v1");
+macro_rules! generated {
+    ($(#[$doc:meta])* $module:ident, $package:literal) => {
+        $(#[$doc])*
+        pub mod $module {
+            #![allow(
+                missing_docs,
+                unreachable_pub,
+                clippy::all,
+                clippy::allow_attributes_without_reason,
+                clippy::large_futures,
+                clippy::needless_pass_by_value,
+                clippy::semicolon_if_nothing_returned,
+                clippy::uninlined_format_args,
+                reason = "generated code"
+            )]
+            tonic::include_proto!($package);
+        }
+    };
 }
 
-/// What KEDA asks an external scaler.
-pub mod externalscaler {
-    #![allow(
-        missing_docs,
-        unreachable_pub,
-        clippy::all,
-        clippy::allow_attributes_without_reason,
-        clippy::large_futures,
-        clippy::needless_pass_by_value,
-        clippy::semicolon_if_nothing_returned,
-        clippy::uninlined_format_args,
-        reason = "generated code"
-    )]
-    tonic::include_proto!("externalscaler");
+generated! {
+    /// Messages, clients and servers of `sdxl.v1`, made from `proto/sdxl/v1/*.proto`.
+    v1, "sdxl.v1"
+}
+
+generated! {
+    /// What KEDA asks an external scaler.
+    externalscaler, "externalscaler"
 }
 
 pub mod convert;

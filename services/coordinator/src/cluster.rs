@@ -1,9 +1,12 @@
 //! What the stages serve together.
 
-use crate::placement::{Details, FleetStatus, StageInfo};
+use crate::{
+    placement::{Details, FleetStatus, StageInfo},
+    store,
+};
 use sdxl_core::{DenoiserInfo, ModelInfo, StageKind};
 use sha2::{Digest, Sha256};
-use std::{fmt::Write, sync::Arc};
+use std::sync::Arc;
 
 /// What is known of the model that the stages serve together.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,11 +127,7 @@ fn revision(stages: &[Arc<StageInfo>]) -> String {
         // Neither name nor revision holds a line break, so that no two lists give the same bytes.
         hash.update(format!("{} {}\n", stage.stage, stage.revision.escape_default()));
     }
-    hash.finalize().iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    store::hex(&hash.finalize())
 }
 
 #[cfg(test)]

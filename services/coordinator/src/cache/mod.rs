@@ -197,7 +197,7 @@ impl Shared {
     fn write(&self, key: Key, embedding: TextEmbedding) {
         let Some(store) = self.store.clone() else { return };
         let Ok(permit) = Arc::clone(&self.writes).try_acquire_owned() else { return };
-        let ttl = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX).max(1);
+        let ttl = store::milliseconds(self.ttl);
         tokio::spawn(async move {
             let mut command = redis::cmd("SET");
             command.arg(name(&key)).arg(store::seal(KIND, &embedding)).arg("PX").arg(ttl);

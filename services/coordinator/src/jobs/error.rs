@@ -27,7 +27,7 @@ pub(crate) enum JobError {
     #[error("of {0} jobs that may be open at a time no tenant may have more than it leaves free")]
     Full(usize),
     /// Fields are wrong.
-    #[error("{}", sentence(.0))]
+    #[error("{}", sdxl_core::error::sentence(.0))]
     Invalid(Vec<FieldViolation>),
     /// The request makes no plan, for reasons other than its fields.
     #[error(transparent)]
@@ -44,11 +44,6 @@ pub(crate) enum JobError {
     /// The coordinator is stopping.
     #[error("this coordinator is shutting down; ask another")]
     Stopping,
-}
-
-fn sentence(violations: &[FieldViolation]) -> String {
-    let parts: Vec<_> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
-    parts.join("; ")
 }
 
 impl From<GenerateError> for JobError {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     pipeline::{Part, Piece, Unsaved},
-    store::{self, Store, StoreError},
+    store::{self, Store, StoreError, milliseconds},
 };
 use bytes::Bytes;
 use sdxl_core::Tenant;
@@ -311,8 +311,4 @@ fn work(id: &str) -> String {
 
 fn list(tenant: &Tenant) -> String {
     format!("sdxl:jobs:of:{tenant}")
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }

@@ -2,7 +2,7 @@
 //! what came of it; a lease beside it says who is at work, and ends by itself should that one die.
 
 use super::{Identity, Name};
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, Store, StoreError, milliseconds};
 use bytes::Bytes;
 use redis::Script;
 use sdxl_proto::v1::GenerateResponse;
@@ -148,10 +148,6 @@ impl Claim {
 fn keys(name: &Name) -> [String; 2] {
     let name = store::hex(name);
     [format!("sdxl:request:{name}"), format!("sdxl:request:{name}:lease")]
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// A claim on work, from before it is made to when it is done with. Dropped, it lets others have the work at once.

@@ -1,6 +1,6 @@
 //! `ImageGenerationService`.
 
-use super::{known, record::Record};
+use super::{MAX_PICTURES_BYTES, known, record::Record};
 use crate::{
     access::Caller,
     admission::{Admission, Promise, Work},
@@ -14,7 +14,7 @@ use crate::{
 use futures::Stream;
 use sdxl_core::{Classify, ErrorClass, Plan, Violations};
 use sdxl_proto::{
-    MAX_MESSAGE_BYTES, convert,
+    convert,
     status::status,
     v1::{self, generate_stream_response::Event, image_generation_service_server::ImageGenerationService},
 };
@@ -31,9 +31,6 @@ use tokio::{
 };
 use tonic::{Request, Response, Status};
 use tracing::{Instrument, Span, info_span, warn};
-
-/// A part of an answer beside the pictures' bytes: timings and warnings are small.
-const ENVELOPE_BYTES: usize = 1024 * 1024;
 
 /// Requests to pictures.
 #[derive(Clone, Debug)]
@@ -278,7 +275,7 @@ pub(super) async fn collect(
     pictures: usize,
     live: Option<mpsc::Sender<Item>>,
 ) -> Result<Vec<v1::Image>, GenerateError> {
-    let limit = MAX_MESSAGE_BYTES - ENVELOPE_BYTES;
+    let limit = MAX_PICTURES_BYTES;
     let mut images = vec![v1::Image::default(); pictures];
     let mut bytes = 0;
     while let Some(item) = events.recv().await {

@@ -1,5 +1,6 @@
 //! `JobService`.
 
+use super::MAX_PICTURES_BYTES;
 use crate::{
     access::Caller,
     jobs::{JobError, Jobs, is_over},
@@ -7,7 +8,6 @@ use crate::{
 use futures::Stream;
 use sdxl_core::{Tenant, Violations};
 use sdxl_proto::{
-    MAX_MESSAGE_BYTES,
     status::status,
     v1::{self, job_service_server::JobService, watch_job_response::Event},
 };
@@ -24,8 +24,6 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 const POLL: Duration = Duration::from_millis(200);
 /// States and pictures that wait for a slow reader.
 const CAPACITY: usize = 4;
-/// A part of an answer beside the pictures' bytes.
-const ENVELOPE_BYTES: usize = 1024 * 1024;
 const DEFAULT_PAGE: u32 = 50;
 const MAX_PAGE: u32 = 1000;
 
@@ -66,7 +64,7 @@ impl JobService for JobCalls {
                     .filter_map(|image| image.image.as_ref())
                     .map(|i| i.data.len())
                     .sum::<usize>();
-                let limit = MAX_MESSAGE_BYTES - ENVELOPE_BYTES;
+                let limit = MAX_PICTURES_BYTES;
                 if bytes > limit {
                     return Err(JobError::TooLarge { limit });
                 }

@@ -19,6 +19,9 @@ use crate::{
 use std::sync::Arc;
 use tokio::sync::watch;
 
+/// Of all pictures of one answer: what is beside them, timings and warnings, is small.
+const MAX_PICTURES_BYTES: usize = sdxl_proto::MAX_MESSAGE_BYTES - 1024 * 1024;
+
 /// The model, if it is known.
 fn known(model: &watch::Receiver<ModelState>) -> Result<Arc<Cluster>, GenerateError> {
     match &*model.borrow() {

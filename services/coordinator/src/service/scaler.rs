@@ -46,7 +46,7 @@ struct Trigger {
 
 /// A trigger's metadata are wrong.
 #[derive(Debug, Error)]
-#[error("{}", .0.iter().map(|v| format!("{}: {}", v.field, v.description)).collect::<Vec<_>>().join("; "))]
+#[error("{}", sdxl_core::error::sentence(.0))]
 struct BadTrigger(Vec<FieldViolation>);
 
 impl Classify for BadTrigger {

@@ -38,6 +38,13 @@ pub struct FieldViolation {
     pub description: String,
 }
 
+/// All wrong fields in one line.
+#[must_use]
+pub fn sentence(violations: &[FieldViolation]) -> String {
+    let parts: Vec<_> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
+    parts.join("; ")
+}
+
 /// An error that knows its class.
 pub trait Classify {
     /// Which class the error belongs to.

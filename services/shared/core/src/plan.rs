@@ -31,16 +31,11 @@ pub const MAX_REQUEST_ID_BYTES: usize = 128;
 #[derive(Debug, Error)]
 pub enum PlanError {
     /// Fields are wrong.
-    #[error("{}", sentence(.0))]
+    #[error("{}", crate::error::sentence(.0))]
     Invalid(Vec<FieldViolation>),
     /// A refiner was asked for and the cluster has none.
     #[error("refiner: this cluster serves no refiner; leave the field out")]
     NoRefiner,
-}
-
-fn sentence(violations: &[FieldViolation]) -> String {
-    let parts: Vec<_> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
-    parts.join("; ")
 }
 
 impl Classify for PlanError {

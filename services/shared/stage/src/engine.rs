@@ -90,7 +90,7 @@ pub enum Step<Event, Output> {
 #[derive(Debug, Error)]
 pub enum EngineError {
     /// The request can never be served as it is.
-    #[error("{}", sentence(.0))]
+    #[error("{}", sdxl_core::error::sentence(.0))]
     Invalid(Vec<FieldViolation>),
     /// A fault of ours: a failed computation, a result that is not finite.
     #[error(transparent)]
@@ -123,9 +123,4 @@ impl Classify for EngineError {
             Self::Failed(_) => &[],
         }
     }
-}
-
-fn sentence(violations: &[FieldViolation]) -> String {
-    let parts: Vec<_> = violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
-    parts.join("; ")
 }
