@@ -299,6 +299,9 @@ async fn soak(duration: Duration) {
     // Once everything was used that is connected to when it is first used.
     let clients: Vec<_> = cluster.coordinators.iter().map(|m| Clients::new(m.address())).collect();
     job(&clients, 8, &outcomes).await;
+    // The job may have been the other coordinator's.
+    let named = v1::GenerateRequest { request_id: Some("first".to_owned()), ..request(3) };
+    plain(clients[0].images(), named, 3, &outcomes).await;
     drop(clients);
     sleep(Duration::from_secs(2)).await;
     let at_rest = cluster.tasks();
