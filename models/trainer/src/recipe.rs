@@ -234,6 +234,9 @@ pub struct Denoiser {
     /// The same of those that were enlarged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub small_originals: Option<usize>,
+    /// Of those, only what had at most this share of the target's sides is kept; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_small_original: Option<f64>,
     /// Whether pictures that were small and enlarged are left out: the first of the three models that the paper
     /// compares there.
     #[serde(default)]

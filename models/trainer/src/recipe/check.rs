@@ -123,6 +123,7 @@ fn check_denoiser(section: &Section<'_>, denoiser: &Denoiser, data: &Data) -> Re
     section.range("weight_decay", denoiser.weight_decay, 0.0..=1.0)?;
     section.range("large_originals", denoiser.large_originals.unwrap_or(1), 1..)?;
     section.range("small_originals", denoiser.small_originals.unwrap_or(1), 1..)?;
+    section.range("largest_small_original", denoiser.largest_small_original.unwrap_or(1.0), 0.05..=1.0)?;
     let [has_small, has_cropped] = [denoiser.small_original_share, denoiser.crop_share].map(|s| s.is_some());
     section.that(has_small == has_cropped, "crop_share", has_cropped, "there if small_original_share is")?;
     let [small, cropped] = [denoiser.small_original_share, denoiser.crop_share].map(|s| s.unwrap_or(0.0));

@@ -46,7 +46,7 @@ pub(super) struct Pool {
 
 impl Pool {
     fn new(denoiser: &Denoiser, bucket: &Bucket) -> Self {
-        let all = kept(denoiser, (0..bucket.len()).map(|i| bucket.conditions(i).is_large()));
+        let all = kept(denoiser, (0..bucket.len()).map(|i| bucket.conditions(i).scale()));
         let mut kinds = [const { Vec::new() }; 3];
         for i in &all {
             let conditions = bucket.conditions(*i);
@@ -92,17 +92,18 @@ pub(super) fn pools(denoiser: &Denoiser, set: &LatentSet) -> Result<Vec<Pool>, T
     Ok(pools)
 }
 
-/// The places of those that are kept, of pictures that are large originals or not.
-fn kept(denoiser: &Denoiser, are_large: impl Iterator<Item = bool>) -> Vec<usize> {
+/// The places of those that are kept, of pictures by the [`Conditions::scale`] of their originals.
+fn kept(denoiser: &Denoiser, scales: impl Iterator<Item = f64>) -> Vec<usize> {
+    let smaller = denoiser.largest_small_original.unwrap_or(1.0);
     let small = if denoiser.only_large_originals { Some(0) } else { denoiser.small_originals };
     let mut left = [small, denoiser.large_originals].map(|most| most.unwrap_or(usize::MAX));
-    let mut keeps = |is_large: bool| {
-        let left = &mut left[usize::from(is_large)];
-        let is_kept = *left > 0;
-        *left = left.saturating_sub(1);
+    let mut keeps = |scale: f64| {
+        let left = &mut left[usize::from(scale >= 1.0)];
+        let is_kept = *left > 0 && (scale >= 1.0 || scale <= smaller);
+        *left -= usize::from(is_kept);
         is_kept
     };
-    are_large.enumerate().filter_map(|(place, is_large)| keeps(is_large).then_some(place)).collect()
+    scales.enumerate().filter_map(|(place, scale)| keeps(scale).then_some(place)).collect()
 }
 
 impl Steps<'_> {
@@ -232,7 +233,7 @@ mod tests {
     fn only_the_pictures_that_the_recipe_names_are_trained_on() {
         let of = |large_originals, small_originals, only_large_originals| {
             let denoiser = Denoiser { large_originals, small_originals, only_large_originals, ..denoiser() };
-            kept(&denoiser, [true, false, true, true, false, true].into_iter())
+            kept(&denoiser, [1.0, 0.8, 1.0, 1.5, 0.4, 2.0].into_iter())
         };
         assert_eq!(of(None, None, false), [0, 1, 2, 3, 4, 5]);
         assert_eq!(of(None, None, true), [0, 2, 3, 5]);
@@ -240,6 +241,8 @@ mod tests {
         assert_eq!(of(Some(2), Some(1), false), [0, 1, 2]);
         assert_eq!(of(None, Some(1), false), [0, 1, 2, 3, 5]);
         assert_eq!(of(Some(2), Some(1), true), [0, 2]);
+        let smaller = Denoiser { largest_small_original: Some(0.4), small_originals: Some(1), ..denoiser() };
+        assert_eq!(kept(&smaller, [1.0, 0.8, 0.4, 0.3].into_iter()), [0, 2]);
     }
 
     #[test]

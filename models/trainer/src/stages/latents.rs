@@ -42,10 +42,18 @@ pub struct Conditions {
 }
 
 impl Conditions {
+    /// The original's sides as a share of the target's, of that side which is the smaller for it: below 1 it was
+    /// enlarged.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        let share = |side: usize| self.original_size[side] as f64 / self.target_size[side] as f64;
+        share(0).min(share(1))
+    }
+
     /// Whether the original was not enlarged.
     #[must_use]
     pub fn is_large(&self) -> bool {
-        self.original_size[0] >= self.target_size[0] && self.original_size[1] >= self.target_size[1]
+        self.scale() >= 1.0
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Tenants have equal shares of the device's time, as long as they have work (start-time fair queueing: each has a
 //! clock that runs while the device works for it, and the one whose clock is furthest behind leads). Among one tenant's
-//! runs the one that is due first leads. A run is due at its deadline, or earlier, when a few times as long has passed
+//! runs the one that is due first leads. A tenant that has asked for little of late goes before all others and shares its
+//! steps with none of them, for a full batch takes three times as long as a run alone: so another's flood is not felt by
+//! it. That is bounded, by its own use and for all together, so it costs the others an eighth of the time at most. A run is due at its deadline, or earlier, when a few times as long has passed
 //! as it would take alone: so what hurries goes first, and without deadlines short and long runs are slowed down alike.
 //! Whatever leads, other runs of its size join it, in the same order, for a batch costs less than its parts.
 
@@ -36,6 +38,14 @@ pub(super) fn due(
     }
 }
 
+/// What was used is forgotten within so much of the device's time.
+const MEMORY: Duration = Duration::from_secs(120);
+/// Who has used less than this part of an equal share has asked for little; and for this part of the device's time such
+/// tenants go first.
+const LITTLE: f64 = 1.0 / 8.0;
+/// Seconds of use that count for nothing.
+const FORGOTTEN: f64 = 1e-3;
+
 /// A run that could take a step.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate<'a> {
@@ -49,6 +59,12 @@ pub(super) struct Candidate<'a> {
 pub(super) struct Turns {
     /// Seconds of the device's time, by tenant with work.
     clocks: HashMap<Tenant, f64>,
+    /// Seconds of it within [`MEMORY`], by tenant.
+    used: HashMap<Tenant, f64>,
+    /// The same in which some went before others because they have used little.
+    went_first: f64,
+    /// Whether that is so of the turn that was chosen last.
+    goes_first: bool,
 }
 
 impl Turns {
@@ -60,6 +76,10 @@ impl Turns {
         max_batch: impl Fn(Size) -> usize,
     ) -> Vec<usize> {
         self.follow(candidates);
+        let of_little: Vec<bool> = candidates.iter().map(|c| self.has_used_little(c.tenant)).collect();
+        let are_some = of_little.contains(&true) && of_little.contains(&false);
+        self.goes_first = are_some && self.went_first < LITTLE * MEMORY.as_secs_f64();
+        let may_go = |i: &usize| !self.goes_first || of_little[*i];
         let order = |i: &usize| {
             let candidate = &candidates[*i];
             (self.clock(candidate.tenant), candidate.due)
@@ -68,9 +88,10 @@ impl Turns {
             let ((clock_a, due_a), (clock_b, due_b)) = (order(a), order(b));
             clock_a.total_cmp(&clock_b).then(due_a.cmp(&due_b)).then(a.cmp(b))
         };
-        let Some(leader) = (0..candidates.len()).min_by(before) else { return Vec::new() };
+        let Some(leader) = (0..candidates.len()).filter(may_go).min_by(before) else { return Vec::new() };
         let size = candidates[leader].size;
-        let mut chosen: Vec<usize> = (0..candidates.len()).filter(|i| candidates[*i].size == size).collect();
+        let joins = |i: &usize| candidates[*i].size == size && may_go(i);
+        let mut chosen: Vec<usize> = (0..candidates.len()).filter(joins).collect();
         chosen.sort_by(before);
         chosen.truncate(max_batch(size).max(1));
         chosen
@@ -83,12 +104,31 @@ impl Turns {
         shares: impl Iterator<Item = (&'a Tenant, u32)> + Clone,
     ) {
         let total: u32 = shares.clone().map(|(_, parts)| parts.max(1)).sum();
-        let part = time.as_secs_f64() / f64::from(total.max(1));
+        let time = time.as_secs_f64();
+        let part = time / f64::from(total.max(1));
+        let kept = (-time / MEMORY.as_secs_f64()).exp();
+        self.went_first = self.went_first * kept + if self.goes_first { time } else { 0.0 };
+        self.used.retain(|_, used| {
+            *used *= kept;
+            *used > FORGOTTEN
+        });
         for (tenant, parts) in shares {
+            let time = part * f64::from(parts.max(1));
             if let Some(clock) = self.clocks.get_mut(tenant) {
-                *clock += part * f64::from(parts.max(1));
+                *clock += time;
+            }
+            match self.used.get_mut(tenant) {
+                Some(used) => *used += time,
+                None => drop(self.used.insert(tenant.clone(), time)),
             }
         }
+    }
+
+    /// Of late, of those that have used the device at all.
+    fn has_used_little(&self, tenant: &Tenant) -> bool {
+        let Some(used) = self.used.get(tenant) else { return true };
+        let share = self.used.values().sum::<f64>() / self.used.len() as f64;
+        *used < LITTLE * share
     }
 
     /// Forgets tenants without work. One that comes anew begins where the furthest behind is: idling saves no time up.
@@ -148,6 +188,7 @@ mod tests {
             (0..50).map(|i| Candidate { tenant: &flood, size: SMALL, due: after(start, i) }).collect();
         candidates.push(Candidate { tenant: &modest, size: LARGE, due: after(start, 1000) });
         let mut turns = Turns::default();
+        turns.spent(Duration::from_secs(100), [(&flood, 1), (&modest, 1)].into_iter());
         let mut spent = [0, 0];
         for _ in 0..100 {
             let chosen = turns.next(&candidates, |_| 4);
@@ -176,6 +217,51 @@ mod tests {
             turns.spent(Duration::from_secs(1), [(both[chosen].tenant, 1)].into_iter());
         }
         assert_eq!(led, 5);
+    }
+
+    #[test]
+    fn who_has_used_little_goes_first_and_alone_until_it_is_little_no_more() {
+        let (flood, modest, start) = (tenant("flood"), tenant("modest"), Instant::now());
+        let mut candidates = vec![Candidate { tenant: &flood, size: SMALL, due: start }; 4];
+        candidates.push(Candidate { tenant: &modest, size: SMALL, due: after(start, 1000) });
+        candidates.push(Candidate { tenant: &modest, size: SMALL, due: after(start, 2000) });
+        let mut turns = Turns::default();
+        for _ in 0..1000 {
+            turns.next(&candidates[..4], |_| 4);
+            turns.spent(Duration::from_secs(1), [(&flood, 1)].into_iter());
+        }
+        let mut alone = 0;
+        while turns.next(&candidates, |_| 4) == [4, 5] {
+            turns.spent(Duration::from_secs(1), [(&modest, 2)].into_iter());
+            alone += 1;
+        }
+        // An eighth of the half of two minutes.
+        assert!((6..=8).contains(&alone), "{alone}");
+        // Two minutes and more later it is little again.
+        for _ in 0..500 {
+            turns.next(&candidates[..4], |_| 4);
+            turns.spent(Duration::from_secs(1), [(&flood, 1)].into_iter());
+        }
+        assert_eq!(turns.next(&candidates, |_| 4), [4, 5]);
+    }
+
+    #[test]
+    fn ever_new_tenants_do_not_keep_one_out_that_was_there_before() {
+        let (old, start) = (tenant("old"), Instant::now());
+        let mut turns = Turns::default();
+        let mut led = 0;
+        for i in 0..2000 {
+            let new = tenant(&format!("new-{i}"));
+            let of = |tenant| Candidate { tenant, size: SMALL, due: start };
+            let both = [of(&old), of(&new)];
+            // As many as fit would go together; here each is a turn of its own.
+            let chosen = turns.next(&both, |_| 1)[0];
+            if i >= 1000 {
+                led += chosen;
+            }
+            turns.spent(Duration::from_secs(1), [(both[chosen].tenant, 1)].into_iter());
+        }
+        assert!((100..=150).contains(&led), "{led} of 1000");
     }
 
     #[test]
