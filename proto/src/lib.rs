@@ -31,6 +31,7 @@ generated! {
     externalscaler, "externalscaler"
 }
 
+pub mod codec;
 pub mod convert;
 pub mod status;
 

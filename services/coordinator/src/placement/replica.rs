@@ -1,7 +1,7 @@
 //! One replica, the work that was given to it, and how fast it does it.
 
 use super::source::{Address, Endpoint as Found};
-use sdxl_runtime::{server::MAX_FRAME, tls::ClientTls};
+use sdxl_runtime::{body::PrefixFirstChannel, server::MAX_FRAME, tls::ClientTls};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -98,8 +98,8 @@ impl Replica {
 
     /// For a client of one of its services; cheap.
     #[must_use]
-    pub fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub fn channel(&self) -> PrefixFirstChannel<Channel> {
+        PrefixFirstChannel::new(self.channel.clone())
     }
 
     /// Work that was given to it and is not done, in the stage's own unit.

@@ -3,6 +3,7 @@
 //! when it is done. `/healthz` is answered here, before anything that speaks gRPC.
 
 use crate::{
+    body::PrefixFirst,
     deadline::Deadline,
     health::{self, Health},
     propagation,
@@ -147,7 +148,7 @@ impl Record {
     fn follow(mut self, response: Response<Body>) -> Response<Body> {
         self.read_status(response.headers());
         let (head, inner) = response.into_parts();
-        Response::from_parts(head, Body::new(RecordedBody { inner, record: self }))
+        Response::from_parts(head, Body::new(PrefixFirst::new(RecordedBody { inner, record: self })))
     }
 
     fn read_status(&mut self, headers: &HeaderMap) {

@@ -31,6 +31,7 @@
 //! ```
 
 pub mod args;
+pub mod body;
 mod call;
 pub mod deadline;
 pub mod health;
