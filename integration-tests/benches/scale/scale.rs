@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 /// Of the low load: a twelfth of what the cluster can do.
 const LOW_RATE: f64 = 2.0;
 const LOW_TIME: Duration = Duration::from_secs(40);
+/// Bases of the small cluster. On this one machine a process that has rested finds nothing of its own in the caches.
+const FEW: usize = 8;
 /// Before it, for every replica to have made pictures: as many at a time as there are bases, for twice as long as they take.
 const WARM_UP: Duration = Duration::from_secs(10);
 /// Of the high load: five a base, four of which share its steps.
@@ -24,35 +26,45 @@ const RAMP: Duration = Duration::from_secs(14);
 /// Answers after which the memory is looked at; between the first and the last all else is measured.
 const MARKS: [usize; 3] = [1000, 5000, 10_000];
 
-/// The low load alone.
+/// The low load alone: on 92 replicas, each of which rests for half a minute between two pictures, and on a few.
 pub(crate) async fn latency() -> Figures {
     let mut figures = Figures::default();
-    low(&mut figures, &Cluster::start(Size::of(64)).await).await;
+    for bases in [FEW, 64] {
+        low(&mut figures, &Cluster::start(Size::of(bases)).await, bases as f64 / 64.0).await;
+    }
     figures
 }
 
-async fn low(figures: &mut Figures, cluster: &Cluster) -> Vec<Sample> {
+/// A load of `share` of [`LOW_RATE`].
+async fn low(figures: &mut Figures, cluster: &Cluster, share: f64) -> Vec<Sample> {
+    let bases = cluster.size.bases;
     eprintln!("{:?} and a coordinator are ready; a low load ...", cluster.size);
     let warm = Load::new(cluster.clients(), 3);
-    let mut running = warm.closed(u32::try_from(cluster.size.bases).expect("few"), WARM_UP / 2);
+    let mut running = warm.closed(u32::try_from(bases).expect("few"), WARM_UP / 2);
     tokio::time::sleep(WARM_UP).await;
     warm.stop();
     while running.join_next().await.is_some() {}
     let load = Load::new(cluster.clients(), 1);
-    load.open("", LOW_RATE, LOW_TIME, None).await;
+    load.open("", LOW_RATE * share, LOW_TIME, None).await;
     let samples = load.samples();
-    added(figures, "low load", &samples);
+    let when = format!("low load, {bases} bases");
+    added(figures, &when, &samples);
     let lag = quantile(samples.iter().map(|sample| sample.lag.as_secs_f64() * 1e3), 0.5);
-    figures.add("low load: sent late by, median", lag, "ms", Info);
+    figures.add(format!("{when}: sent late by, median"), lag, "ms", Info);
     let empty = cluster.empty_calls_ms().await;
-    figures.add("low load: a call without content, median", quantile(empty.into_iter(), 0.5), "ms", Info);
+    figures.add(
+        format!("{when}: a call without content, median"),
+        quantile(empty.into_iter(), 0.5),
+        "ms",
+        Info,
+    );
     samples
 }
 
 pub(crate) async fn run() -> Figures {
     let mut figures = Figures::default();
     let cluster = Cluster::start(Size::of(64)).await;
-    let low = low(&mut figures, &cluster).await;
+    let low = low(&mut figures, &cluster, 1.0).await;
 
     let high = Load::new(cluster.clients(), 2);
     let mut running = high.closed(PLACES, RAMP);
