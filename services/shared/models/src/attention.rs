@@ -1,6 +1,6 @@
 //! Scaled dot-product attention (Vaswani et al. 2017) that never holds a large score matrix.
 
-use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
+use candle_core::{D, DType, IndexOp, Result, Tensor};
 use candle_nn::{VarBuilder, ops::softmax_last_dim};
 
 use crate::{
@@ -80,24 +80,45 @@ impl Attention {
         if let Some(precision) = autograd::wanted(&[&q, &k, &v]) {
             return autograd::attend([&q, &k, &v], self.heads, false, precision)?.apply(&self.to_out);
         }
-        // Half precision gains nothing on the CPU.
-        let upcast = self.upcast || matches!(x.device(), Device::Cpu);
-        let dtype = if upcast { DType::F32 } else { x.dtype() };
-        let (q, k, v) = (q.to_dtype(dtype)?, k.to_dtype(dtype)?, v.to_dtype(dtype)?);
-        attend(&q, &k, &v, self.heads, SCORE_BYTES)?.to_dtype(x.dtype())?.apply(&self.to_out)
+        let [k, v] = [self.scored(&k)?, self.scored(&v)?];
+        let items = (0..k.dim(0)?).map(|item| Ok([k.i(item)?, v.i(item)?])).collect::<Result<Vec<_>>>()?;
+        self.attend(&q, &items)
+    }
+
+    /// Keys and values of `context` `[B, T, D]`, as [`Attention::forward_to`] takes them of each item; without a gradient.
+    pub(crate) fn keys(&self, context: &Tensor) -> Result<[Tensor; 2]> {
+        Ok([self.scored(&context.apply(&self.to_k)?)?, self.scored(&context.apply(&self.to_v)?)?])
+    }
+
+    /// `x` `[B, S, C]` attends to what has these keys and values, `[T, C]` for each item.
+    pub(crate) fn forward_to(&self, x: &Tensor, keys: &[[Tensor; 2]]) -> Result<Tensor> {
+        self.attend(&x.apply(&self.to_q)?, keys)
+    }
+
+    fn attend(&self, q: &Tensor, keys: &[[Tensor; 2]]) -> Result<Tensor> {
+        attend(&self.scored(q)?, keys, self.heads, SCORE_BYTES)?.to_dtype(q.dtype())?.apply(&self.to_out)
+    }
+
+    /// In the type of the scores. Half precision gains nothing on the CPU.
+    fn scored(&self, x: &Tensor) -> Result<Tensor> {
+        if self.upcast || x.device().is_cpu() { x.to_dtype(DType::F32) } else { Ok(x.clone()) }
     }
 }
 
-/// `softmax(q k^T / sqrt(d)) v` for each head. `q` `[B, S, heads * d]`, `k` and `v` `[B, T, heads * d]`, all
-/// contiguous; gives `[B, S, heads * d]`. The softmax is in f32.
-fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, score_bytes: usize) -> Result<Tensor> {
+/// `softmax(q k^T / sqrt(d)) v` for each head. `q` `[B, S, heads * d]`, and for each item `k` and `v` `[T, heads * d]`,
+/// all contiguous; gives `[B, S, heads * d]`. The softmax is in f32.
+fn attend(q: &Tensor, keys: &[[Tensor; 2]], heads: usize, score_bytes: usize) -> Result<Tensor> {
     let (batch, rows, width) = q.dims3()?;
     let scale = ((width / heads) as f64).powf(-0.5);
     let q = (q * scale)?;
-    let rows_at_once = (score_bytes / (heads * k.dim(1)? * size_of::<f32>()).max(1)).clamp(1, rows.max(1));
-    let mut parts = Vec::with_capacity(batch * rows.div_ceil(rows_at_once));
-    for item in 0..batch {
-        let (q, k, v) = (by_head(&q, item, heads)?, by_head(k, item, heads)?, by_head(v, item, heads)?);
+    if keys.len() != batch {
+        candle_core::bail!("{batch} items attend to {}", keys.len())
+    }
+    let mut parts = Vec::with_capacity(batch);
+    for (item, [k, v]) in keys.iter().enumerate() {
+        let rows_at_once =
+            (score_bytes / (heads * k.dim(0)? * size_of::<f32>()).max(1)).clamp(1, rows.max(1));
+        let (q, k, v) = (by_head(&q.i(item)?, heads)?, by_head(k, heads)?, by_head(v, heads)?);
         let k = k.t()?;
         for row in (0..rows).step_by(rows_at_once) {
             let q = q.narrow(1, row, rows_at_once.min(rows - row))?;
@@ -114,15 +135,16 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, score_bytes: usize) 
 }
 
 /// One item's `[S, heads * d]` as `[heads, S, d]`: a view where the device multiplies views.
-fn by_head(x: &Tensor, item: usize, heads: usize) -> Result<Tensor> {
-    let x = x.i(item)?;
+fn by_head(x: &Tensor, heads: usize) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     let view = x.reshape((rows, heads, width / heads))?.transpose(0, 1)?;
-    if matches!(x.device(), Device::Cpu) { Ok(view) } else { view.contiguous() }
+    if x.device().is_cpu() { Ok(view) } else { view.contiguous() }
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     fn draw(shape: (usize, usize, usize)) -> Tensor {
@@ -145,10 +167,14 @@ mod tests {
         out.transpose(1, 2).unwrap().flatten_from(2).unwrap()
     }
 
+    fn each(k: &Tensor, v: &Tensor) -> Vec<[Tensor; 2]> {
+        (0..k.dim(0).unwrap()).map(|i| [k.i(i).unwrap(), v.i(i).unwrap()]).collect()
+    }
+
     #[test]
     fn equals_the_textbook() {
         let (q, k, v) = (draw((2, 11, 24)), draw((2, 7, 24)), draw((2, 7, 24)));
-        let got = attend(&q, &k, &v, 3, SCORE_BYTES).unwrap();
+        let got = attend(&q, &each(&k, &v), 3, SCORE_BYTES).unwrap();
         assert_eq!(got.dims(), [2, 11, 24]);
         assert!(worst(&got, &plain(&q, &k, &v, 3)) < 1e-6);
     }
@@ -156,9 +182,9 @@ mod tests {
     #[test]
     fn rows_in_turn_equal_rows_at_once() {
         let (q, k, v) = (draw((2, 50, 32)), draw((2, 50, 32)), draw((2, 50, 32)));
-        let whole = attend(&q, &k, &v, 4, SCORE_BYTES).unwrap();
+        let whole = attend(&q, &each(&k, &v), 4, SCORE_BYTES).unwrap();
         for rows in [1, 7, 49] {
-            let got = attend(&q, &k, &v, 4, rows * 4 * 50 * 4).unwrap();
+            let got = attend(&q, &each(&k, &v), 4, rows * 4 * 50 * 4).unwrap();
             assert!(worst(&got, &whole) < 1e-6, "{rows} rows at once");
         }
     }

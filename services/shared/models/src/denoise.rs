@@ -10,7 +10,7 @@ use crate::{
     guidance::Guidance,
     noise::TorchGenerator,
     sampler,
-    unet::{AddedConditioning, Unet},
+    unet::{AddedConditioning, Prompt, Unet},
 };
 
 /// SDXL's micro-conditioning (Podell et al. 2023, section 2.2) in the order that the networks were trained with.
@@ -111,9 +111,8 @@ pub struct DenoiseRun {
     latents: Tensor,
     /// Whether there is a negative half.
     negative: bool,
-    /// `[N, 77, D]`: negative and positive, or positive alone.
-    prompt_embeds: Tensor,
-    added: AddedConditioning,
+    /// Negative and positive, or positive alone.
+    prompt: Prompt,
 }
 
 impl DenoiseRun {
@@ -136,12 +135,13 @@ impl DenoiseRun {
             Tensor::from_slice(ids, ids.len(), unet.device())
         };
         let time_ids = halves.iter().map(|half| ids(half)).collect::<candle_core::Result<Vec<_>>>()?;
+        let prompt_embeds = stack("prompt_embeds", &|half| half.prompt_embeds.clone())?;
+        let added = AddedConditioning {
+            text_embeds: stack("pooled_prompt_embeds", &|half| half.pooled_prompt_embeds.clone())?,
+            time_ids: Tensor::stack(&time_ids, 0)?,
+        };
         Ok(Self {
-            prompt_embeds: stack("prompt_embeds", &|half| half.prompt_embeds.clone())?,
-            added: AddedConditioning {
-                text_embeds: stack("pooled_prompt_embeds", &|half| half.pooled_prompt_embeds.clone())?,
-                time_ids: Tensor::stack(&time_ids, 0)?,
-            },
+            prompt: unet.prompt(&prompt_embeds, &added)?,
             negative: negative.is_some(),
             schedule,
             steps,
@@ -215,23 +215,16 @@ pub fn step_together(
 ) -> Result<Vec<Result<Option<usize>, ModelError>>, ModelError> {
     let steps: Vec<_> = runs.iter_mut().map(|run| run.steps.next()).collect();
     let (mut inputs, mut timesteps) = (Vec::with_capacity(runs.len()), Vec::with_capacity(2 * runs.len()));
-    let (mut prompt_embeds, mut text_embeds, mut time_ids) = (Vec::new(), Vec::new(), Vec::new());
+    let mut prompts = Vec::with_capacity(runs.len());
     for (run, i) in runs.iter().zip(&steps).filter_map(|(run, i)| Some((run, (*i)?))) {
         inputs.push(run.scaled(i)?);
         timesteps.extend(std::iter::repeat_n(run.schedule.timestep(i), run.evaluations()));
-        prompt_embeds.push(&run.prompt_embeds);
-        text_embeds.push(&run.added.text_embeds);
-        time_ids.push(&run.added.time_ids);
+        prompts.push(&run.prompt);
     }
     if inputs.is_empty() {
         return Ok(runs.iter().map(|_| Ok(None)).collect());
     }
-    let added = AddedConditioning {
-        text_embeds: Tensor::cat(&text_embeds, 0)?,
-        time_ids: Tensor::cat(&time_ids, 0)?,
-    };
-    let predicted =
-        unet.forward(&Tensor::cat(&inputs, 0)?, &timesteps, &Tensor::cat(&prompt_embeds, 0)?, &added)?;
+    let predicted = unet.forward_to(&Tensor::cat(&inputs, 0)?, &timesteps, &prompts)?;
     let predicted = predicted.to_dtype(DType::F32)?;
     let mut first = 0;
     let taken = runs.iter_mut().zip(steps).map(|(run, i)| {

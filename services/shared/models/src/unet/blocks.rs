@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{UnetConfig, transformer::Transformer2DModel};
+use super::{UnetConfig, prompt::Prompt, transformer::Transformer2DModel};
 use crate::{
     autograd,
     conv::Conv2d,
@@ -23,8 +23,8 @@ pub(super) struct Level {
 pub(super) struct Context<'a> {
     /// Time and added embedding after SiLU, `[B, T]`.
     pub(super) temb: &'a Tensor,
-    /// `[B, 77, D]`.
-    pub(super) encoder_hidden_states: &'a Tensor,
+    /// Of B items together.
+    pub(super) prompts: &'a [&'a Prompt],
 }
 
 /// Residual blocks, each followed by a transformer where there is attention.
@@ -67,7 +67,7 @@ impl Layers {
 
     fn attend(&self, i: usize, x: Tensor, context: Context<'_>) -> Result<Tensor> {
         match self.attentions.get(i) {
-            Some(attention) => attention.forward(&x, context.encoder_hidden_states),
+            Some(attention) => attention.forward(&x, context.prompts),
             None => Ok(x),
         }
     }

@@ -3,6 +3,7 @@
 mod blocks;
 mod config;
 mod embeddings;
+mod prompt;
 mod transformer;
 
 use blocks::{Context, DownBlock, MidBlock, UpBlock};
@@ -10,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 pub use config::UnetConfig;
 use embeddings::{TimestepEmbedding, Timesteps};
+pub use prompt::Prompt;
 
 use crate::{ModelError, conv::Conv2d, norm::GroupNorm};
 
@@ -108,10 +110,36 @@ impl Unet {
         encoder_hidden_states: &Tensor,
         added: &AddedConditioning,
     ) -> Result<Tensor, ModelError> {
-        self.check_inputs(sample, timesteps, encoder_hidden_states, added)?;
-        let temb = self.embed(timesteps, added)?.silu()?;
-        let encoder_hidden_states = &encoder_hidden_states.to_dtype(self.dtype)?.contiguous()?;
-        let context = Context { temb: &temb, encoder_hidden_states };
+        self.forward_to(sample, timesteps, &[&self.prompt(encoder_hidden_states, added)?])
+    }
+
+    /// What `encoder_hidden_states` `[N, 77, D]` and the N conditionings beside them come to, for any number of steps.
+    ///
+    /// # Errors
+    /// A shape that does not fit, or a failed computation.
+    pub fn prompt(
+        &self,
+        encoder_hidden_states: &Tensor,
+        added: &AddedConditioning,
+    ) -> Result<Prompt, ModelError> {
+        self.check_conditioning(encoder_hidden_states, added)?;
+        let states = encoder_hidden_states.to_dtype(self.dtype)?.contiguous()?;
+        Ok(Prompt::new(states, self.embed_added(added)?))
+    }
+
+    /// [`Unet::forward`] given prompts of B items together. What they come to is kept in them.
+    ///
+    /// # Errors
+    /// As [`Unet::forward`].
+    pub fn forward_to(
+        &self,
+        sample: &Tensor,
+        timesteps: &[f32],
+        prompts: &[&Prompt],
+    ) -> Result<Tensor, ModelError> {
+        self.check_sample(sample, timesteps, prompts)?;
+        let temb = self.embed(timesteps, prompts)?.silu()?;
+        let context = Context { temb: &temb, prompts };
 
         let mut x = self.conv_in.forward(&sample.to_dtype(self.dtype)?)?;
         let mut skips = vec![x.clone()];
@@ -126,42 +154,51 @@ impl Unet {
     }
 
     /// The time embedding with the added one, `[B, T]`.
-    fn embed(&self, timesteps: &[f32], added: &AddedConditioning) -> candle_core::Result<Tensor> {
-        let (batch, dtype) = (timesteps.len(), self.dtype);
-        let time = self.time_proj.forward(timesteps, batch, dtype, &self.device)?;
+    fn embed(&self, timesteps: &[f32], prompts: &[&Prompt]) -> candle_core::Result<Tensor> {
+        let time = self.time_proj.forward(timesteps, timesteps.len(), self.dtype, &self.device)?;
+        let added: Vec<_> = prompts.iter().map(|prompt| prompt.added()).collect();
+        self.time_embedding.forward(&time)? + Tensor::cat(&added, 0)?
+    }
+
+    /// What does not depend on the time, `[B, T]`.
+    fn embed_added(&self, added: &AddedConditioning) -> candle_core::Result<Tensor> {
+        let (batch, dtype) = (added.time_ids.dim(0)?, self.dtype);
         let time_ids =
             added.time_ids.to_dtype(dtype)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let time_ids = self.add_time_proj.forward(&time_ids, batch, dtype, &self.device)?;
         let added = Tensor::cat(&[&added.text_embeds.to_dtype(dtype)?, &time_ids], 1)?;
-        self.time_embedding.forward(&time)? + self.add_embedding.forward(&added)?
+        self.add_embedding.forward(&added)
     }
 
-    fn check_inputs(
+    fn check_sample(
         &self,
         sample: &Tensor,
         timesteps: &[f32],
-        encoder_hidden_states: &Tensor,
-        added: &AddedConditioning,
+        prompts: &[&Prompt],
     ) -> Result<(), ModelError> {
-        let batch = timesteps.len();
-        let invalid = |what, tensor: &Tensor, expected| ModelError::InvalidInput {
-            what,
-            found: tensor.dims().to_vec(),
-            expected,
-        };
-        let channels = self.config.in_channels;
+        let (batch, channels) = (timesteps.len(), self.config.in_channels);
         if !matches!(*sample.dims(), [b, c, h, w] if b == batch && c == channels && h > 0 && w > 0) {
             return Err(invalid("latents", sample, format!("[{batch}, {channels}, height, width]")));
         }
-        let width = self.config.cross_attention_dim;
-        if !matches!(*encoder_hidden_states.dims(), [b, n, d] if b == batch && n > 0 && d == width) {
-            return Err(invalid(
-                "prompt_embeds",
-                encoder_hidden_states,
-                format!("[{batch}, tokens, {width}]"),
-            ));
+        let items = prompts.iter().map(|prompt| prompt.items()).sum::<candle_core::Result<usize>>()?;
+        if items != batch {
+            let expected = format!("of {batch} items");
+            return Err(ModelError::InvalidInput { what: "prompts", found: vec![items], expected });
         }
+        Ok(())
+    }
+
+    fn check_conditioning(
+        &self,
+        encoder_hidden_states: &Tensor,
+        added: &AddedConditioning,
+    ) -> Result<(), ModelError> {
         let AddedConditioning { text_embeds, time_ids } = added;
+        let (batch, width) = (text_embeds.dim(0)?, self.config.cross_attention_dim);
+        if !matches!(*encoder_hidden_states.dims(), [b, n, d] if b == batch && n > 0 && d == width) {
+            let expected = format!("[{batch}, tokens, {width}]");
+            return Err(invalid("prompt_embeds", encoder_hidden_states, expected));
+        }
         if !matches!(*time_ids.dims(), [b, n] if b == batch && n > 0) {
             return Err(invalid("time_ids", time_ids, format!("[{batch}, ids]")));
         }
@@ -172,6 +209,10 @@ impl Unet {
         }
         Ok(())
     }
+}
+
+fn invalid(what: &'static str, tensor: &Tensor, expected: String) -> ModelError {
+    ModelError::InvalidInput { what, found: tensor.dims().to_vec(), expected }
 }
 
 #[cfg(test)]

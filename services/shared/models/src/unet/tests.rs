@@ -52,6 +52,26 @@ fn items_of_a_batch_do_not_depend_on_each_other_to_the_last_bit() {
 }
 
 #[test]
+fn prompts_are_kept_without_changing_a_bit() {
+    let unet = tiny();
+    let (sample, states, added) = (draw(&[3, 4, 6, 5]), draw(&[3, 5, 6]), added(3));
+    let part = |from: usize, count: usize| {
+        let of = |t: &Tensor| t.narrow(0, from, count).unwrap();
+        let added = AddedConditioning { text_embeds: of(&added.text_embeds), time_ids: of(&added.time_ids) };
+        unet.prompt(&of(&states), &added).unwrap()
+    };
+    let prompts = [part(0, 1), part(1, 2)];
+    let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for timesteps in [[981.0, 501.0, 1.5], [11.0, 22.0, 33.0]] {
+        let kept = unet.forward_to(&sample, &timesteps, &prompts.each_ref()).unwrap();
+        let anew = unet.forward(&sample, &timesteps, &states, &added).unwrap();
+        assert_eq!(values(kept), values(anew));
+    }
+    let few = unet.forward_to(&sample, &[1.0; 3], &[&prompts[0]]).unwrap_err();
+    assert_eq!(few.to_string(), "prompts has shape [1], expected of 3 items");
+}
+
+#[test]
 fn wrong_shapes_are_named() {
     let unet = tiny();
     let (sample, states) = (draw(&[1, 4, 8, 8]), draw(&[1, 3, 6]));

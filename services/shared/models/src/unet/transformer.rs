@@ -3,7 +3,10 @@
 use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::UnetConfig;
+use super::{
+    UnetConfig,
+    prompt::{self, Prompt},
+};
 use crate::{
     attention::{Attention, Bias},
     autograd::{self, TransformerTensors},
@@ -70,22 +73,27 @@ impl BasicTransformerBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
-        let inputs = [x, encoder_hidden_states];
-        let wanted = autograd::wanted(&[x, encoder_hidden_states, self.attn1.weight()]);
+    fn forward(&self, x: &Tensor, prompts: &[&Prompt]) -> Result<Tensor> {
+        let mut inputs = vec![x, self.attn1.weight()];
+        inputs.extend(prompts.iter().map(|prompt| prompt.states()));
+        let wanted = autograd::wanted(&inputs);
         if let (Some(precision), Some(tensors)) = (wanted, self.tensors()) {
             #[expect(clippy::cast_possible_truncation, reason = "an epsilon")]
             let eps = LAYER_NORM_EPS as f32;
+            let inputs = [x, &prompt::joined(prompts)?];
             return autograd::transformer_block(inputs, &tensors, self.attn1.heads(), eps, precision);
         }
         let normed = x.apply(&self.norm1)?;
         let x = (x + self.attn1.forward(&normed, &normed)?)?;
-        let x = (&x + self.attn2.forward(&x.apply(&self.norm2)?, encoder_hidden_states)?)?;
+        let normed = x.apply(&self.norm2)?;
+        let attended = match wanted {
+            Some(_) => self.attn2.forward(&normed, &prompt::joined(prompts)?)?,
+            None => self.attn2.forward_to(&normed, &prompt::keys(prompts, &self.attn2)?)?,
+        };
+        let x = (&x + attended)?;
         &x + self.ff.forward(&x.apply(&self.norm3)?)?
     }
-}
 
-impl BasicTransformerBlock {
     /// As one differentiable operation takes them.
     fn tensors(&self) -> Option<TransformerTensors<'_>> {
         Some(TransformerTensors {
@@ -125,8 +133,8 @@ impl Transformer2DModel {
         })
     }
 
-    /// `x` `[B, C, H, W]`, `encoder_hidden_states` `[B, 77, D]`.
-    pub(super) fn forward(&self, x: &Tensor, encoder_hidden_states: &Tensor) -> Result<Tensor> {
+    /// `x` `[B, C, H, W]`, and prompts of as many items.
+    pub(super) fn forward(&self, x: &Tensor, prompts: &[&Prompt]) -> Result<Tensor> {
         let projections = (self.proj_in.affine(), self.proj_out.affine());
         if let (Some(precision), (Some(proj_in), Some(proj_out))) =
             (autograd::wanted(&[x, self.proj_in.weight()]), projections)
@@ -134,7 +142,7 @@ impl Transformer2DModel {
             let norm = self.norm.affine();
             let mut hidden = autograd::pixels_in(x, norm, self.norm.groups(), proj_in, precision)?;
             for block in &self.transformer_blocks {
-                hidden = block.forward(&hidden, encoder_hidden_states)?;
+                hidden = block.forward(&hidden, prompts)?;
             }
             return autograd::pixels_out(&hidden, x, proj_out, precision);
         }
@@ -142,7 +150,7 @@ impl Transformer2DModel {
         let pixels = self.norm.forward(x)?.reshape((batch, channels, height * width))?;
         let mut hidden = pixels.transpose(1, 2)?.contiguous()?.apply(&self.proj_in)?;
         for block in &self.transformer_blocks {
-            hidden = block.forward(&hidden, encoder_hidden_states)?;
+            hidden = block.forward(&hidden, prompts)?;
         }
         let hidden = hidden.apply(&self.proj_out)?.transpose(1, 2)?.contiguous()?;
         hidden.reshape((batch, channels, height, width))? + x
