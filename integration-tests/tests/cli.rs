@@ -5,6 +5,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::{
     fs,
     io::{BufRead, BufReader},
+    os::unix::fs::{PermissionsExt, symlink},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -19,8 +20,13 @@ struct Up {
 
 impl Up {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(flags: &[&str]) -> Self {
         let made = Made::pico();
         let mut command = process::command("sdxl", ["up", "--listen", "127.0.0.1:0"]);
+        command.args(flags);
         command.arg("--base").arg(made.base()).arg("--refiner").arg(made.refiner());
         command.args(["--replicas", "base-unet=2"]).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
@@ -86,6 +92,63 @@ fn up_and_generate_make_a_picture() {
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(name), "it says where the picture is: {said}");
+}
+
+#[test]
+fn a_cluster_with_keys_gets_ready_and_serves_who_shows_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (keys, key) = (folder.path().join("keys.toml"), folder.path().join("key"));
+    let new = process::run(sdxl(&["key", "new", "--tenant", "team-7"]), LIMIT);
+    fs::write(&key, new.stdout).unwrap();
+    fs::write(&keys, new.stderr).unwrap();
+    let up = Up::start_with(&["--keys", keys.to_str().unwrap()]);
+    let (file, key) = (folder.path().join("fox.png"), ["--key-file", key.to_str().unwrap()]);
+    let picture = ["generate", "a red fox", "--steps", "2", "--width", "64", "--height", "64", "-o"];
+    let picture = [&picture[..], &[file.to_str().unwrap()]].concat();
+    let bench = ["bench", "--requests", "1", "--concurrency", "1", "--steps", "1", "--sizes", "64x64"];
+    for command in [&["model"], &picture[..], &bench] {
+        let command = [command, &["--endpoint", &up.address]].concat();
+        let refused = process::run(sdxl(&command), LIMIT);
+        let complaint = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && complaint.contains("--key-file"), "{command:?}: {complaint}");
+        let served = process::run(sdxl(&[&command[..], &key].concat()), LIMIT);
+        assert!(served.status.success(), "{command:?}: {}", String::from_utf8_lossy(&served.stderr));
+    }
+    assert_eq!(Picture::open(&file).size(), (64, 64));
+}
+
+/// A folder of the binaries in which the base UNet, whatever it is told, serves another model.
+fn binaries_that_contradict_each_other() -> tempfile::TempDir {
+    let folder = tempfile::tempdir_in(process::target_dir()).unwrap();
+    fs::hard_link(process::binary("sdxl"), folder.path().join("sdxl")).unwrap();
+    for stage in ["sdxl-text-encoder", "sdxl-vae", "sdxl-coordinator"] {
+        symlink(process::binary(stage), folder.path().join(stage)).unwrap();
+    }
+    let (real, other) = (process::binary("sdxl-base-unet"), Made::of("nano", 0).base());
+    let script = format!("#!/bin/sh\nshift 2\nexec {} --model {} \"$@\"\n", real.display(), other.display());
+    let path = folder.path().join("sdxl-base-unet");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Whether keys are asked for or not: `up` itself has none.
+#[test]
+fn stages_that_do_not_fit_are_told_instead_of_waited_for() {
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    let new = process::run(sdxl(&["key", "new", "--tenant", "team-7"]), LIMIT);
+    fs::write(keys.path(), new.stderr).unwrap();
+    let (folder, base) = (binaries_that_contradict_each_other(), Made::pico().base());
+    let program = folder.path().join("sdxl");
+    let up = ["up", "--listen", "127.0.0.1:0", "--base", base.to_str().unwrap()];
+    for flags in [&[][..], &["--keys", keys.path().to_str().unwrap()]] {
+        let command = process::command(program.to_str().unwrap(), up.iter().chain(flags));
+        let output = process::run(command, LIMIT);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().last().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(last.starts_with("error: the stages contradict each other: "), "{said}");
+    }
 }
 
 #[test]

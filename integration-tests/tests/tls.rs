@@ -223,6 +223,8 @@ async fn renewed_certificates_are_in_use_and_no_request_fails() {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
 
+    // The coordinator's present one, in other hands.
+    let lost = Identity::new(&ours, COORDINATOR, &[&ours, &later]);
     // From another authority, which those who are to see them trust already.
     let renewed = Instant::now();
     let of_stages = cluster.of_stages.renew(&later, STAGE);
@@ -237,6 +239,25 @@ async fn renewed_certificates_are_in_use_and_no_request_fails() {
     }
     println!("in use by all servers after {:?}", renewed.elapsed());
 
+    // The old authority is taken away from the stages, as after a key of it was lost: who shows its certificates is out.
+    std::fs::write(cluster.of_stages.file("ca.pem"), later.pem()).unwrap();
+    let removed = Instant::now();
+    let (old, new) = (lost.client(true, STAGE), cluster.of_coordinator.client(true, STAGE));
+    for stage in &cluster.stages {
+        let ask = async |tls| Clients::over(stage.address(), tls).stage().get_stage(GetStageRequest {}).await;
+        while ask(&old).await.is_ok() {
+            assert!(removed.elapsed() < IN_USE, "{}", stage.stderr());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        ask(&new).await.unwrap();
+    }
+    println!("shut out of all stages after {:?}", removed.elapsed());
+    let before = answered.load(Ordering::Relaxed);
+    while answered.load(Ordering::Relaxed) < before + 3 && !load.is_empty() {
+        assert!(removed.elapsed() < READY, "{}", cluster.stderr());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
     // A stage that comes back and trusts the new authority alone is reached by the coordinator's new certificate alone.
     // The load ends first: work under way when a stage dies is another test's matter.
     stop.store(true, Ordering::Relaxed);
@@ -249,12 +270,70 @@ async fn renewed_certificates_are_in_use_and_no_request_fails() {
     let vae = cluster.stages.pop().unwrap();
     let listen = host(&vae).to_owned();
     vae.kill();
-    std::fs::write(cluster.of_stages.file("ca.pem"), later.pem()).unwrap();
     cluster.stages.push(start_stage("sdxl-vae", cluster.profile.path(), &cluster.of_stages, &listen));
     let end = Instant::now() + READY;
     while let Err(error) = cluster.clients().images().generate(fox()).await {
         assert!(Instant::now() < end, "{error:?}\n{}", cluster.stderr());
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The lines of a log that warn of something.
+fn warnings(server: &Server, of: &str) -> Vec<String> {
+    let log = server.stderr();
+    log.lines().filter(|line| line.contains(" WARN ") && line.contains(of)).map(str::to_owned).collect()
+}
+
+/// Waits for a warning.
+async fn warned(server: &Server, of: &str) {
+    let end = Instant::now() + READY;
+    while warnings(server, of).is_empty() {
+        assert!(Instant::now() < end, "no {of:?} in {}", server.stderr());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn refused_certificates_are_told_on_both_sides_and_not_each_time() {
+    let ours = Authority::new("ours");
+    let profile = Profile::quick(0.01);
+    let of_stages = Identity::new(&ours, STAGE, &[&ours]);
+    let colleague = Identity::new(&ours, "other.sdxl.svc", &[&ours]);
+    let started = Instant::now();
+    let start = |(binary, _)| start_stage(binary, profile.path(), &of_stages, "127.0.0.1:0");
+    let stages: Vec<_> = STAGES.into_iter().map(start).collect();
+    let coordinator = |identity: &Identity, name: &str| {
+        let mut args = identity.flags("stage-tls-", "--stage-tls-ca");
+        args.extend(["--stage-tls-name", name].map(str::to_owned));
+        for ((_, flag), stage) in STAGES.iter().zip(&stages) {
+            args.extend([(*flag).to_owned(), host(stage).to_owned()]);
+        }
+        Server::start("sdxl-coordinator", &args)
+    };
+    let of_coordinator = Identity::new(&ours, COORDINATOR, &[&ours]);
+    let misnamed = coordinator(&of_coordinator, "another.sdxl.svc");
+    let refused = coordinator(&colleague, STAGE);
+    warned(&refused, "there is no connection by TLS: received fatal alert: AccessDenied").await;
+    warned(&misnamed, "there is no connection by TLS: invalid peer certificate").await;
+    for stage in &stages {
+        warned(stage, "a caller was not let in: its certificate is for no name in --tls-client-name").await;
+    }
+
+    // They try again and again, and a line tells of many.
+    let one = &stages[0];
+    while warnings(one, "more before it").is_empty() || warnings(&refused, "more before it").is_empty() {
+        assert!(started.elapsed() < READY, "{}\n{}", one.stderr(), refused.stderr());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let most = 2 + usize::try_from(started.elapsed().as_secs()).unwrap() / 5;
+    let secrets =
+        [&of_stages, &colleague].map(|identity| std::fs::read_to_string(identity.file("key.pem")).unwrap());
+    for (server, of) in [(one, "not let in"), (&refused, "by TLS"), (&misnamed, "by TLS")] {
+        let lines = warnings(server, of);
+        assert!(lines.len() <= most, "{} of {most}: {lines:?}", lines.len());
+        let log = server.stderr();
+        let told = |secret: &String| secret.lines().any(|line| log.contains(line));
+        assert!(!secrets.iter().any(told) && !log.contains("BEGIN"), "{log}");
     }
 }
 

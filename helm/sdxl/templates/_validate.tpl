@@ -49,7 +49,7 @@
 {{- if and $made (or .Values.tls.coordinatorSecret .Values.tls.stageSecret) -}}
 {{- $wrong = append $wrong "tls: certManager.issuerRef.name and secrets are both given; certificates come from one of them" -}}
 {{- else if not (or $made $given) -}}
-{{- $wrong = append $wrong "tls.enabled: coordinatorSecret and stageSecret, or certManager.issuerRef.name, have to be given" -}}
+{{- $wrong = append $wrong "tls: certManager.issuerRef.name, or coordinatorSecret and stageSecret, have to be given; enabled=false does without certificates" -}}
 {{- end -}}
 {{- end -}}
 

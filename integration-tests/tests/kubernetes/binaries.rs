@@ -1,47 +1,20 @@
 //! What the chart's pods would run, run here.
 
-use crate::{LEAST, PATIENCE, complaint, example, helm, text};
+use crate::{LEAST, PATIENCE, complaint, example, helm, kubelet::Container};
 use integration_tests::{
-    ApiServer, Server,
+    ApiServer,
     kubernetes::{root, said},
     process,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{
     fs,
     io::{Read, Write},
     net::TcpListener,
-    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
-
-/// The flags of a component's container but where it listens, with the weights elsewhere.
-fn flags(api: &ApiServer, namespace: &str, name: &str, weights: &Path) -> Vec<String> {
-    let deployment = api.get(namespace, &["deployment", &format!("sdxl-{name}")]);
-    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-    assert_eq!(container["command"], json!([format!("sdxl-{name}")]));
-    let flags = container["args"].as_array().unwrap().iter().map(text);
-    flags
-        .filter(|flag| !flag.starts_with("--listen="))
-        .map(|flag| flag.replace("/weights", weights.to_str().unwrap()))
-        .collect()
-}
-
-/// What the pod of `helm test` runs.
-fn test_command(api: &ApiServer, namespace: &str) -> Vec<String> {
-    let hooks = said(&api.helm(["get", "hooks", "sdxl", "-n", namespace]));
-    let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
-    file.write_all(hooks.as_bytes()).unwrap();
-    let path = file.path().to_str().unwrap();
-    let list = api.kubectl(["create", "--dry-run=client", "-n", namespace, "-o", "json", "-f", path]);
-    let mut objects = serde_json::Deserializer::from_str(&list).into_iter().map(Result::unwrap);
-    let pod: Value = objects.find(|object: &Value| object["kind"] == "Pod").unwrap();
-    let container = &pod["spec"]["containers"][0];
-    let words = ["command", "args"].iter().flat_map(|key| container[key].as_array().unwrap());
-    words.map(text).collect()
-}
 
 #[test]
 fn the_binaries_take_what_the_chart_tells_them_and_make_the_picture_of_helm_test() {
@@ -53,24 +26,19 @@ fn the_binaries_take_what_the_chart_tells_them_and_make_the_picture_of_helm_test
     let weights = root().join("models/shapes");
     let stages = [("text-encoder", 50061), ("base-unet", 50062), ("refiner", 50063), ("vae", 50064)];
     let servers =
-        stages.map(|(name, _)| Server::start(&format!("sdxl-{name}"), flags(api, namespace, name, &weights)));
-    let mut coordinator = flags(api, namespace, "coordinator", &weights);
-    for ((name, port), server) in stages.iter().zip(&servers) {
-        let found = format!("--{name}=dns:sdxl-{name}.{namespace}.svc:{port}");
-        let flag = coordinator.iter_mut().find(|flag| **flag == found);
-        let flag = flag.unwrap_or_else(|| panic!("no {found}"));
-        *flag = format!("--{name}={}", server.address().trim_start_matches("http://"));
-    }
-    let coordinator = Server::start("sdxl-coordinator", coordinator);
-
-    let words = test_command(api, namespace);
-    assert_eq!(words[0], "sdxl");
-    let out = tempfile::tempdir().unwrap();
-    let args = words[1..].iter().map(|word| match word.as_str() {
-        "--endpoint=http://sdxl-coordinator:50051" => format!("--endpoint={}", coordinator.address()),
-        word => word.replace("/tmp", out.path().to_str().unwrap()),
+        stages.map(|(name, _)| Container::of(api, namespace, name, &weights).start(&[]).listening());
+    let here = stages.iter().zip(&servers).map(|((name, port), server)| {
+        let found = format!("--{name}=kubernetes:sdxl-{name}:{port}");
+        (found, format!("--{name}={}", server.address().trim_start_matches("http://")))
     });
-    let picture = out.path().join("picture.png");
+    let here: Vec<_> = here.collect();
+    let pod = Container::of(api, namespace, "coordinator", &weights);
+    assert!(here.iter().all(|(found, _)| pod.args(&[]).contains(found)), "{:?}", pod.args(&[]));
+    let coordinator = pod.start(&here).listening();
+
+    let test = Container::of_test(api, namespace);
+    let endpoint = "--endpoint=http://sdxl-coordinator:50051".to_owned();
+    let args = test.args(&[(endpoint, format!("--endpoint={}", coordinator.address()))]);
     // The kubelet would wait for it to be ready before `helm test` could reach it.
     let end = Instant::now() + PATIENCE;
     while coordinator.healthz()["status"] != "SERVING" {
@@ -78,7 +46,7 @@ fn the_binaries_take_what_the_chart_tells_them_and_make_the_picture_of_helm_test
         thread::sleep(Duration::from_millis(50));
     }
     said(&process::run(process::command("sdxl", args), PATIENCE));
-    assert_eq!(&fs::read(picture).unwrap()[1..4], b"PNG");
+    assert_eq!(&fs::read(test.file("/tmp/picture.png")).unwrap()[1..4], b"PNG");
 }
 
 /// Serves `body` to whoever asks for anything; its address.
@@ -112,7 +80,7 @@ fn weights_are_downloaded_once_and_only_with_the_right_checksum() {
     let folder = tempfile::tempdir().unwrap();
     let values = folder.path().join("values.yaml");
     fs::write(&values, format!("weights: {{download: {{files: [{first}, {second}]}}}}")).unwrap();
-    said(&helm(api, "install", namespace, &[values.to_str().unwrap().to_owned()], &LEAST[..1]));
+    said(&helm(api, "install", namespace, &[values.to_str().unwrap().to_owned()], &LEAST[..2]));
 
     let deployment = api.get(namespace, &["deployment", "sdxl-vae"]);
     let container = &deployment["spec"]["template"]["spec"]["initContainers"][0];

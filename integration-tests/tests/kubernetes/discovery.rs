@@ -217,8 +217,7 @@ async fn in_a_network_of_its_own() {
     let Some(tools) = tools() else { return };
     let api = ApiServer::start(tools);
     api.namespace(NAMESPACE, "privileged");
-    let settings = [&LEAST[..], &["discovery=kubernetes"]].concat();
-    said(&helm(&api, "install", NAMESPACE, &[], &settings));
+    said(&helm(&api, "install", NAMESPACE, &[], &LEAST));
     let profile = Profile::quick(0.02);
     let base = |host: u8| Replica::start("base-unet", 50062, host, &profile);
     let first = [

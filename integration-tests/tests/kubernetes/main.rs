@@ -4,10 +4,12 @@
 
 mod binaries;
 mod discovery;
+mod kubelet;
 mod life;
 mod linter;
 mod pods;
 mod roles;
+mod secured;
 mod server;
 mod values;
 
@@ -18,8 +20,8 @@ use std::{io::Write, process::Output, time::Duration};
 pub(crate) const EXAMPLES: [&str; 4] = ["cpu-trial", "h200-pools", "multi-zone", "single-gpu"];
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// What every release needs, for tests of other things.
-pub(crate) const LEAST: [&str; 2] =
-    ["image.registry=registry.example.com/sdxl", "weights.pvc.claimName=checkpoints"];
+pub(crate) const LEAST: [&str; 3] =
+    ["tls.enabled=false", "image.registry=registry.example.com/sdxl", "weights.pvc.claimName=checkpoints"];
 
 pub(crate) fn example(name: &str) -> String {
     chart().join("examples").join(format!("{name}.yaml")).to_str().unwrap().to_owned()

@@ -57,7 +57,7 @@ fn pods_are_taken_where_only_restricted_ones_are() {
 const ALL: &str = r"
 image: {registry: registry.example.com/sdxl, pullSecrets: [{name: registry}]}
 weights: {pvc: {claimName: checkpoints}}
-tls: {enabled: true, certManager: {issuerRef: {name: issuer}}}
+tls: {certManager: {issuerRef: {name: issuer}}}
 auth: {secret: keys}
 telemetry: {otlpEndpoint: 'http://collector.monitoring:4317'}
 networkPolicy: {clients: [{podSelector: {matchLabels: {app: shop}}}]}
@@ -120,6 +120,9 @@ fn what_no_example_turns_on_is_taken_too() {
         "name",
     ]);
     assert_eq!(made.lines().count(), 2 + 3 + 1 + 1 + 1, "{made}");
+    let ingress = api.get(namespace, &["ingress", "sdxl-coordinator"]);
+    let protocol = &ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/backend-protocol"];
+    assert_eq!(protocol, "GRPCS");
     let trigger = &api.get(namespace, &["scaledobject", "sdxl-vae"])["spec"]["triggers"][0];
     let address = format!("sdxl-coordinator.{namespace}.svc:50051");
     let metadata =

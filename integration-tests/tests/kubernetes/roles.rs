@@ -10,8 +10,8 @@ fn the_coordinator_may_look_at_its_own_endpoints_and_at_nothing_else() {
     for namespace in ["roles", "other", "without"] {
         api.namespace(namespace, "privileged");
     }
-    said(&helm(api, "install", "roles", &[], &[&LEAST[..], &["discovery=kubernetes"]].concat()));
-    said(&helm(api, "install", "without", &[], &LEAST));
+    said(&helm(api, "install", "roles", &[], &LEAST));
+    said(&helm(api, "install", "without", &[], &[&LEAST[..], &["discovery=dns"]].concat()));
     let slices = |namespace: &str| format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
     let ask = |account: &str, path: &str| api.kubectl_as("roles", account, &["get", "--raw", path]);
 
@@ -39,7 +39,11 @@ fn the_coordinator_may_look_at_its_own_endpoints_and_at_nothing_else() {
     assert!(complaint(&forged).contains("Forbidden"), "{}", complaint(&forged));
     api.kubectl(create); // it is not the object that is wrong
 
-    // Where it asks DNS, it has no business there at all.
+    // Where it asks DNS, it has no business there at all, nor a token.
+    let pod = &api.get("without", &["deployment", "sdxl-coordinator"])["spec"]["template"]["spec"];
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let args = pod["containers"][0]["args"].as_array().unwrap();
+    assert!(args.contains(&json!("--vae=dns:sdxl-vae.without.svc:50064")), "{args:?}");
     let elsewhere = api.kubectl_as("without", "sdxl-coordinator", &["get", "--raw", &slices("without")]);
     assert!(complaint(&elsewhere).contains("Forbidden"), "{}", complaint(&elsewhere));
 }

@@ -46,7 +46,7 @@ fn wrong_values_are_refused_with_the_name_of_the_key() {
         (&["stages.vae.enabled=false"], "stages.vae.enabled: every request needs it"),
         (
             &["tls.enabled=true"],
-            "tls.enabled: coordinatorSecret and stageSecret, or certManager.issuerRef.name",
+            "tls: certManager.issuerRef.name, or coordinatorSecret and stageSecret, have to be given; enabled=false",
         ),
         (
             &["stages.vae.rollout.maxSurge=0"],
@@ -58,6 +58,12 @@ fn wrong_values_are_refused_with_the_name_of_the_key() {
         let complaint = complaint(&output);
         assert!(!output.status.success() && complaint.contains(named), "{settings:?}: {complaint}");
     }
+    // Nothing that is said is with certificates.
+    let unsaid = complaint(&helm(api, "install", "wrong", &[], &LEAST[1..]));
+    assert!(
+        unsaid.contains("tls: certManager.issuerRef.name, or coordinatorSecret and stageSecret"),
+        "{unsaid}"
+    );
     assert_eq!(objects(api, "wrong"), Vec::<String>::new());
     said(&helm(api, "install", "wrong", &[], &LEAST));
 }

@@ -62,14 +62,19 @@ async fn follow(
         let line = obstacle.clone().unwrap_or_else(|| "ready".to_owned());
         // Nothing is said twice in a row.
         if said.as_ref() != Some(&line) {
-            match &obstacle {
-                None => health.set_serving().await,
-                Some(line) => health.set_obstacle(line.clone()).await,
-            }
             match (&state, &obstacle) {
-                (ModelState::Contradiction(_), _) => error!("not ready: {line}"),
-                (_, Some(_)) => info!("not ready: {line}"),
-                (_, None) => info!("ready"),
+                (ModelState::Contradiction(_), _) => {
+                    health.set_lasting_obstacle(line.clone()).await;
+                    error!("not ready: {line}");
+                }
+                (_, Some(_)) => {
+                    health.set_obstacle(line.clone()).await;
+                    info!("not ready: {line}");
+                }
+                (_, None) => {
+                    health.set_serving().await;
+                    info!("ready");
+                }
             }
             said = Some(line);
         }

@@ -6,19 +6,22 @@ use super::{
 };
 use crate::console;
 use anyhow::{anyhow, bail};
-use sdxl_proto::v1::{GetModelRequest, model_service_client::ModelServiceClient};
+use serde::Deserialize;
 use std::{
     collections::BTreeSet,
     future::Future,
+    io,
     time::{Duration, Instant},
 };
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
     task::JoinSet,
     time::{Instant as TokioInstant, interval_at, sleep, timeout},
 };
-use tonic::{Code, transport::Endpoint};
+use tonic::transport::Endpoint;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -211,19 +214,59 @@ async fn serving(address: String) {
 }
 
 /// Waits until the coordinator at `address` says that its stages can never serve together, and why: they were started
-/// from checkpoints that do not fit each other.
+/// from checkpoints that do not fit each other. It is asked where no key is needed.
 async fn contradiction(address: String) -> String {
-    let Ok(endpoint) = Endpoint::from_shared(address) else { return std::future::pending().await };
-    let mut client = ModelServiceClient::new(endpoint.connect_lazy());
     loop {
-        if let Ok(Err(status)) = timeout(REMINDER, client.get_model(GetModelRequest {})).await
-            && status.code() == Code::FailedPrecondition
+        if let Ok(Ok(health)) = timeout(REMINDER, healthz(&address)).await
+            && health.lasts
         {
-            return status.message().to_owned();
+            return health.obstacle;
         }
         sleep(POLL).await;
     }
 }
 
+/// What a server says at `/healthz` of what is in its way.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Healthz {
+    obstacle: String,
+    lasts: bool,
+}
+
+async fn healthz(address: &str) -> io::Result<Healthz> {
+    let host = address.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(host).await?;
+    let request = format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;
+    Ok(serde_json::from_str(body)?)
+}
+
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn what_passes_is_waited_for_and_what_lasts_is_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let pages = [
+            r#"{"status":"NOT_SERVING","obstacle":"no replica of vae is ready","services":{},"tasks":1}"#,
+            "not JSON",
+            r#"{"status":"NOT_SERVING","obstacle":"they do not fit","lasts":true,"services":{},"tasks":1}"#,
+        ];
+        let served = tokio::spawn(async move {
+            for page in pages {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 1024]).await.unwrap();
+                stream.write_all(format!("HTTP/1.1 503 x\r\n\r\n{page}").as_bytes()).await.unwrap();
+            }
+        });
+        assert_eq!(contradiction(address).await, "they do not fit");
+        served.await.unwrap();
+    }
+}

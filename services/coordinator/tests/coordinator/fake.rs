@@ -193,7 +193,13 @@ impl Fake {
         let stage = Stage { script, log: Arc::clone(&log) };
         let (sender, receiver) = std_mpsc::channel();
         runtime.spawn(async move {
-            let listener = server::bind(address).await.unwrap();
+            // The sockets of one that was killed here close a moment later. Who waits below limits it.
+            let listener = loop {
+                match server::bind(address).await {
+                    Ok(listener) => break listener,
+                    Err(_) => sleep(Duration::from_millis(10)).await,
+                }
+            };
             let health = Health::new(&["sdxl.v1.StageService"]).await;
             health.set_serving().await;
             sender.send((listener.local_addr().unwrap(), health.clone())).unwrap();

@@ -9,11 +9,15 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, get_current_timestamp
 use sdxl_coordinator::{AccessConfig, JwtConfig};
 use sdxl_proto::v1;
 use serde_json::{Value, json};
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 use tempfile::NamedTempFile;
 use tonic::{Code, Status};
 
 struct Signer {
+    id: &'static str,
     algorithm: Algorithm,
     key: EncodingKey,
 }
@@ -25,10 +29,16 @@ fn signers() -> [Signer; 3] {
         include_bytes!("signers/ed.der"),
     );
     [
-        Signer { algorithm: Algorithm::RS256, key: EncodingKey::from_rsa_der(rsa) },
-        Signer { algorithm: Algorithm::ES256, key: EncodingKey::from_ec_der(ec) },
-        Signer { algorithm: Algorithm::EdDSA, key: EncodingKey::from_ed_der(ed) },
+        Signer { id: "rsa", algorithm: Algorithm::RS256, key: EncodingKey::from_rsa_der(rsa) },
+        Signer { id: "ec", algorithm: Algorithm::ES256, key: EncodingKey::from_ec_der(ec) },
+        Signer { id: "ed", algorithm: Algorithm::EdDSA, key: EncodingKey::from_ed_der(ed) },
     ]
+}
+
+/// The one that comes after that of the same algorithm.
+fn next_signer() -> Signer {
+    let key = EncodingKey::from_ec_der(include_bytes!("signers/ec-next.der"));
+    Signer { id: "ec-next", algorithm: Algorithm::ES256, key }
 }
 
 impl Signer {
@@ -36,16 +46,12 @@ impl Signer {
     fn public(&self) -> Value {
         let mut jwk =
             serde_json::to_value(Jwk::from_encoding_key(&self.key, self.algorithm).unwrap()).unwrap();
-        jwk["kid"] = self.id().into();
+        jwk["kid"] = self.id.into();
         jwk
     }
 
-    fn id(&self) -> String {
-        format!("{:?}", self.algorithm)
-    }
-
     fn sign(&self, claims: &Value) -> String {
-        let header = Header { kid: Some(self.id()), ..Header::new(self.algorithm) };
+        let header = Header { kid: Some(self.id.to_owned()), ..Header::new(self.algorithm) };
         encode(&header, claims, &self.key).unwrap()
     }
 }
@@ -159,6 +165,39 @@ async fn no_token_chooses_how_it_is_verified() {
     for wrong in ["..", "a.b.c", "x", &good[..good.len() - 4]] {
         assert_eq!(get_model(&cluster, with(wrong, v1::GetModelRequest {})).await, Code::Unauthenticated);
     }
+}
+
+#[tokio::test]
+async fn an_issuer_changes_its_key_by_changing_the_file() {
+    let ([_, old, _], new) = (signers(), next_signer());
+    let (cluster, file) = start(&[old.public()], None).await;
+    let write = |jwks: &[Value]| fs::write(file.path(), json!({ "keys": jwks }).to_string()).unwrap();
+    let (old_token, new_token) = (old.sign(&claims(&json!({}))), new.sign(&claims(&json!({}))));
+    let get = async |token: &str| get_model(&cluster, with(token, v1::GetModelRequest {})).await;
+    let becomes = async |token: &str, wanted: Code| {
+        let end = Instant::now() + Duration::from_secs(30);
+        while get(token).await != wanted {
+            assert!(Instant::now() < end, "the file's change does not come into force");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert_eq!((get(&old_token).await, get(&new_token).await), (Code::Ok, Code::Unauthenticated));
+
+    // A file that is written by halves, or without a key that is of use, takes nothing away.
+    for wrong in ["{\"keys\": [", "{\"keys\": []}"] {
+        fs::write(file.path(), wrong).unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!((get(&old_token).await, get(&new_token).await), (Code::Ok, Code::Unauthenticated));
+    }
+    write(&[old.public(), new.public()]);
+    becomes(&new_token, Code::Ok).await;
+    assert_eq!(get(&old_token).await, Code::Ok, "until its issuer takes it out");
+    write(&[new.public()]);
+    becomes(&old_token, Code::Unauthenticated).await;
+    assert_eq!(get(&new_token).await, Code::Ok);
+    // Nor under the new one's name.
+    let forged = Signer { id: new.id, ..old };
+    assert_eq!(get(&forged.sign(&claims(&json!({})))).await, Code::Unauthenticated);
 }
 
 #[tokio::test]

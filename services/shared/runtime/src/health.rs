@@ -28,6 +28,7 @@ pub struct Health {
 struct Said {
     is_serving: bool,
     obstacle: Option<String>,
+    lasts: bool,
     services: BTreeMap<&'static str, bool>,
     dependencies: BTreeMap<&'static str, bool>,
 }
@@ -39,6 +40,9 @@ struct Page<'a> {
     /// Why it is not serving, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     obstacle: Option<&'a str>,
+    /// Whether waiting alone will not take it away.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    lasts: bool,
     services: BTreeMap<&'static str, &'static str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     dependencies: BTreeMap<&'static str, &'static str>,
@@ -89,17 +93,22 @@ impl Health {
 
     /// Says that requests are welcome.
     pub async fn set_serving(&self) {
-        self.set(true, None).await;
+        self.set(true, None, false).await;
     }
 
     /// Says that requests should go elsewhere.
     pub async fn set_not_serving(&self) {
-        self.set(false, None).await;
+        self.set(false, None, false).await;
     }
 
     /// The same, with the reason.
     pub async fn set_obstacle(&self, obstacle: String) {
-        self.set(false, Some(obstacle)).await;
+        self.set(false, Some(obstacle), false).await;
+    }
+
+    /// The same, with a reason that waiting alone does not take away.
+    pub async fn set_lasting_obstacle(&self, obstacle: String) {
+        self.set(false, Some(obstacle), true).await;
     }
 
     pub(crate) fn reporter(&self) -> HealthReporter {
@@ -113,6 +122,7 @@ impl Health {
             let page = Page {
                 status: word(said.is_serving),
                 obstacle: said.obstacle.as_deref(),
+                lasts: said.lasts,
                 services: said.services.iter().map(|(name, is)| (*name, word(*is))).collect(),
                 dependencies: said.dependencies.iter().map(|(name, is)| (*name, word(*is))).collect(),
                 tasks: Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks()),
@@ -127,11 +137,11 @@ impl Health {
         response
     }
 
-    async fn set(&self, is_serving: bool, obstacle: Option<String>) {
+    async fn set(&self, is_serving: bool, obstacle: Option<String>, lasts: bool) {
         let together: Vec<_> = self.services.iter().filter(|service| !self.apart.contains(service)).collect();
         {
             let mut said = self.lock();
-            (said.is_serving, said.obstacle) = (is_serving, obstacle);
+            (said.is_serving, said.obstacle, said.lasts) = (is_serving, obstacle, lasts);
             said.services.extend(together.iter().map(|service| (**service, is_serving)));
         }
         let status = if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing };

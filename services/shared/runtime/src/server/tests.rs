@@ -131,6 +131,10 @@ async fn plain_http_is_told_too() {
         (&"NOT_SERVING".into(), &"no replica of vae is ready".into())
     );
     assert_eq!(page["dependencies"]["redis"], "NOT_SERVING");
+    assert!(page.get("lasts").is_none(), "it may pass");
+    server.health.set_lasting_obstacle("they do not fit".to_owned()).await;
+    let (_, page) = healthz(server.address).await;
+    assert_eq!((&page["obstacle"], &page["lasts"]), (&"they do not fit".into(), &true.into()));
     server.health.set_serving().await;
     let (line, page) = healthz(server.address).await;
     assert_eq!(line, "HTTP/1.1 200 OK", "it serves without what it can do without");

@@ -1,14 +1,13 @@
 //! Connections that are let in: accepted one after another, their handshakes side by side.
 
-use super::ServerTls;
+use super::{ServerTls, quiet::Quiet};
 use rustls::{CertificateError, Error, InvalidMessage};
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -21,11 +20,9 @@ use tokio_stream::Stream;
 use tracing::warn;
 
 /// For a caller to be done with its handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at the same time; further callers wait in the system's queue.
-const HANDSHAKES: usize = 256;
-/// Between two log lines about callers that were not let in.
-const QUIET: Duration = Duration::from_secs(5);
+pub(super) const HANDSHAKES: usize = 256;
 /// After a failure of the system, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,7 +51,7 @@ impl Stream for Incoming {
 async fn accept(listener: TcpListener, tls: ServerTls, accepted: mpsc::Sender<TlsStream<TcpStream>>) {
     let _following = tls.follow();
     let under_way = Arc::new(Semaphore::new(HANDSHAKES));
-    let refusals = Arc::new(Refusals::default());
+    let refusals = Arc::new(Quiet::default());
     let mut handshakes = JoinSet::new();
     loop {
         // Before the connection, so that no more are held than are worked on.
@@ -70,7 +67,9 @@ async fn accept(listener: TcpListener, tls: ServerTls, accepted: mpsc::Sender<Tl
                         // Nobody takes it while the server ends.
                         Ok(Some(connection)) => drop(accepted.send(connection).await),
                         Ok(None) => {}
-                        Err(why) => refusals.tell(peer, &why),
+                        Err(why) => refusals.tell(|others| {
+                            warn!(peer = %peer.ip(), "a caller was not let in: {}{others}", reason(&why));
+                        }),
                     }
                 });
             }
@@ -120,55 +119,5 @@ fn reason(error: &io::Error) -> String {
             "its certificate is for no name in --tls-client-name".to_owned()
         }
         _ => error.to_string(),
-    }
-}
-
-/// Callers that were not let in. Whoever knocks all the time does not fill the log.
-#[derive(Debug, Default)]
-struct Refusals(Mutex<Untold>);
-
-#[derive(Debug, Default)]
-struct Untold {
-    told: Option<Instant>,
-    count: u64,
-}
-
-impl Refusals {
-    fn tell(&self, peer: SocketAddr, error: &io::Error) {
-        let peer: IpAddr = peer.ip();
-        match self.count(Instant::now()) {
-            Some(0) => warn!(%peer, "a caller was not let in: {}", reason(error)),
-            Some(others) => {
-                warn!(%peer, "a caller was not let in: {}; {others} more before it", reason(error));
-            }
-            None => {}
-        }
-    }
-
-    /// Where it is time for a line: how many had none.
-    fn count(&self, now: Instant) -> Option<u64> {
-        let mut untold = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if untold.told.is_some_and(|told| now.saturating_duration_since(told) < QUIET) {
-            untold.count += 1;
-            return None;
-        }
-        untold.told = Some(now);
-        Some(std::mem::take(&mut untold.count))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_many_refusals_one_line_tells() {
-        let (refusals, start) = (Refusals::default(), Instant::now());
-        assert_eq!(refusals.count(start), Some(0));
-        for _ in 0..7 {
-            assert_eq!(refusals.count(start + QUIET / 2), None);
-        }
-        assert_eq!(refusals.count(start + QUIET), Some(7));
-        assert_eq!(refusals.count(start + QUIET * 3), Some(0));
     }
 }

@@ -5,6 +5,7 @@ use super::{
     follow::Followed,
     pem::{Contents, PemFiles},
     provider,
+    watched::{Troubles, Watched},
 };
 use http::{Uri, uri::Scheme};
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
@@ -18,7 +19,7 @@ use std::{
     task::{Context, Poll},
 };
 use tokio::{net::TcpStream, task::JoinSet};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 use tower::{BoxError, Service};
 
@@ -28,6 +29,7 @@ pub struct ClientTls {
     followed: Arc<Followed<ClientConfig>>,
     /// The name that servers' certificates must be for; that of the address where there is none.
     name: Option<ServerName<'static>>,
+    troubles: Troubles,
 }
 
 impl ClientTls {
@@ -45,7 +47,7 @@ impl ClientTls {
             })
         });
         let name = name.transpose()?;
-        Ok(Self { followed: Arc::new(Followed::new(files, build)?), name })
+        Ok(Self { followed: Arc::new(Followed::new(files, build)?), name, troubles: Troubles::default() })
     }
 
     /// Reads the files again when they change, until what it returns is dropped. Must be called in a tokio runtime.
@@ -140,7 +142,7 @@ struct Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = TokioIo<Watched>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -150,11 +152,13 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let name = self.tls.name_of(&uri);
+        let troubles = self.tls.troubles.with(uri.authority().map(ToString::to_string).unwrap_or_default());
         let (tls, connecting) = (self.tls.clone(), self.tcp.call(uri));
         Box::pin(async move {
-            let tcp = connecting.await?.into_inner();
-            let connector = TlsConnector::from(tls.config());
-            Ok(TokioIo::new(connector.connect(name?, tcp).await?))
+            let tcp: TcpStream = connecting.await?.into_inner();
+            let connected = TlsConnector::from(tls.config()).connect(name?, tcp).await;
+            let stream = connected.inspect_err(|error| troubles.notice(error))?;
+            Ok(TokioIo::new(Watched::new(stream, troubles)))
         })
     }
 }

@@ -8,7 +8,9 @@ mod accept;
 mod client;
 mod follow;
 mod pem;
+mod quiet;
 mod server;
+mod watched;
 
 pub(crate) use accept::incoming;
 pub use client::ClientTls;

@@ -153,6 +153,43 @@ async fn those_who_say_nothing_hold_nobody_up_and_are_sent_away() {
     assert!(closed.is_ok(), "the server still waits for it");
 }
 
+/// A connection whose handshake has begun and does not go on.
+async fn begin(address: SocketAddr) -> TcpStream {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(&[22]).await.unwrap();
+    tcp
+}
+
+#[tokio::test]
+async fn who_takes_all_places_for_handshakes_has_them_for_a_while_only() {
+    let ours = Authority::new("ours");
+    let server = start(Folder::new(&ours, STAGE, &ours).server(&[])).await;
+    let address = server.address;
+    let caller = Folder::new(&ours, COORDINATOR, &ours).client(true, STAGE);
+    let open = server.channel(&caller);
+    ask(open.clone()).await.unwrap();
+
+    // Whoever is sent away comes again at once.
+    let (began, mut knocking) = (Instant::now(), tokio::task::JoinSet::new());
+    for _ in 0..accept::HANDSHAKES {
+        let mut tcp = begin(address).await;
+        knocking.spawn(async move {
+            loop {
+                let _ = tcp.read_to_end(&mut Vec::new()).await;
+                tcp = begin(address).await;
+            }
+        });
+    }
+    // The system's queue has an order: this one comes after each of them has had a place, and before any has its second.
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let late = caller.connect_lazy(&endpoint.connect_timeout(Duration::from_secs(60)));
+    let late = tokio::spawn(ask(late));
+    ask(open).await.expect("who is in stays in");
+    late.await.unwrap().unwrap();
+    println!("let in {:?} after {} others began", began.elapsed(), accept::HANDSHAKES);
+    assert!(began.elapsed() >= accept::HANDSHAKE, "there are more places than that");
+}
+
 #[tokio::test]
 async fn changed_files_are_used_for_new_connections_and_open_ones_go_on() {
     let ours = Authority::new("ours");
