@@ -246,27 +246,4 @@ async fn healthz(address: &str) -> io::Result<Healthz> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::net::TcpListener;
-
-    #[tokio::test]
-    async fn what_passes_is_waited_for_and_what_lasts_is_told() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let pages = [
-            r#"{"status":"NOT_SERVING","obstacle":"no replica of vae is ready","services":{},"tasks":1}"#,
-            "not JSON",
-            r#"{"status":"NOT_SERVING","obstacle":"they do not fit","lasts":true,"services":{},"tasks":1}"#,
-        ];
-        let served = tokio::spawn(async move {
-            for page in pages {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let _ = stream.read(&mut [0; 1024]).await.unwrap();
-                stream.write_all(format!("HTTP/1.1 503 x\r\n\r\n{page}").as_bytes()).await.unwrap();
-            }
-        });
-        assert_eq!(contradiction(address).await, "they do not fit");
-        served.await.unwrap();
-    }
-}
+mod tests;

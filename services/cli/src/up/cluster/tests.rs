@@ -5,6 +5,7 @@ use crate::up::log::Log;
 use sdxl_core::StageKind;
 use sdxl_runtime::{Health, Shutdown, args::LogFormat, server};
 use std::path::Path;
+use tokio::net::TcpListener;
 
 const VAE: Role = Role::Stage(StageKind::Vae);
 
@@ -100,4 +101,24 @@ async fn what_does_not_end_in_time_is_killed() {
     cluster.stop().await;
     assert!(started.elapsed() < GRACE + Duration::from_secs(2), "nothing served, so nothing is drained");
     assert!(!cluster.processes[0].is_alive());
+}
+
+#[tokio::test]
+async fn what_passes_is_waited_for_and_what_lasts_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let pages = [
+        r#"{"status":"NOT_SERVING","obstacle":"no replica of vae is ready","services":{},"tasks":1}"#,
+        "not JSON",
+        r#"{"status":"NOT_SERVING","obstacle":"they do not fit","lasts":true,"services":{},"tasks":1}"#,
+    ];
+    let served = tokio::spawn(async move {
+        for page in pages {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await.unwrap();
+            stream.write_all(format!("HTTP/1.1 503 x\r\n\r\n{page}").as_bytes()).await.unwrap();
+        }
+    });
+    assert_eq!(contradiction(address).await, "they do not fit");
+    served.await.unwrap();
 }
