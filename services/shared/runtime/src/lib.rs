@@ -34,6 +34,7 @@ pub mod args;
 mod call;
 pub mod deadline;
 pub mod health;
+pub mod metrics;
 pub mod propagation;
 pub mod server;
 pub mod shutdown;

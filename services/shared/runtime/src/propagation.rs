@@ -6,9 +6,13 @@ use opentelemetry::{
     propagation::{Extractor, Injector},
     trace::TraceContextExt,
 };
+use std::collections::HashMap;
 use tonic::metadata::{MetadataKey, MetadataMap};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// The header that names a trace.
+const TRACEPARENT: &str = "traceparent";
 
 /// Makes `span` a child of the span that the caller's `traceparent` names, if there is one. Must come before the span
 /// is entered. [`crate::server::serve`] does it for each call.
@@ -18,6 +22,11 @@ pub fn accept(headers: &HeaderMap, span: &Span) {
         // Fails only where there is no telemetry to take part in.
         let _ = span.set_parent(parent);
     }
+}
+
+/// Whether the caller names a trace of its own.
+pub(crate) fn has_trace(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRACEPARENT)
 }
 
 /// Writes `traceparent` and `tracestate` of the current span into `request`, so that the next server continues its
@@ -31,6 +40,25 @@ pub fn inject<T>(request: &mut tonic::Request<T>) {
 #[must_use]
 pub fn trace_id(span: &Span) -> String {
     span.context().span().span_context().trace_id().to_string()
+}
+
+/// `span` as a `traceparent`, to be kept for whoever goes on with its work; `None` where there is no telemetry.
+#[must_use]
+pub fn traceparent(span: &Span) -> Option<String> {
+    let mut carrier = HashMap::new();
+    let context = span.context();
+    global::get_text_map_propagator(|p| p.inject_context(&context, &mut carrier));
+    carrier.remove(TRACEPARENT)
+}
+
+/// Makes `span` a child of a span that was kept by [`traceparent`]. Must come before the span is entered.
+pub fn go_on(traceparent: &str, span: &Span) {
+    let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
+    let parent = global::get_text_map_propagator(|p| p.extract(&carrier));
+    if parent.span().span_context().is_valid() {
+        // Fails only where there is no telemetry to take part in.
+        let _ = span.set_parent(parent);
+    }
 }
 
 struct Headers<'a>(&'a HeaderMap);
