@@ -6,7 +6,7 @@ use crate::{
     deadline::Deadline,
     health::{self, Health},
     metrics::{self, catalogue},
-    propagation,
+    propagation, rpc,
     shutdown::Shutdown,
 };
 use bytes::Bytes;
@@ -185,10 +185,10 @@ impl Drop for Record {
         if self.span.is_disabled() {
             debug!(status = ?code, method = self.method, elapsed_ms, "done");
         } else {
-            self.span.record("rpc.response.status_code", status_name(code));
-            if is_error(code) {
+            self.span.record("rpc.response.status_code", rpc::status_name(code));
+            if rpc::is_error(code) {
                 self.span.record("otel.status_code", "ERROR");
-                self.span.record("error.type", status_name(code));
+                self.span.record("error.type", rpc::status_name(code));
             }
             self.span.in_scope(|| info!(status = ?code, elapsed_ms, "done"));
         }
@@ -202,7 +202,7 @@ impl Record {
         let method = self.method.take().filter(|_| code != Code::Unimplemented);
         let method: Cow<'static, str> = method.map_or("other".into(), Cow::Owned);
         let received = self.received.load(Ordering::Relaxed);
-        let labels = [method.clone(), status_name(code).into()];
+        let labels = [method.clone(), rpc::status_name(code).into()];
         catalogue::CALL_DURATION.record_in(&self.span, elapsed.as_secs_f64(), labels);
         catalogue::HOP_IO.add(received, [method.clone(), "received".into()]);
         catalogue::HOP_IO.add(self.sent, [method, "sent".into()]);
@@ -228,42 +228,6 @@ fn span(path: &str, service: &str, headers: &HeaderMap) -> Span {
     propagation::accept(headers, &span);
     span.record("trace_id", propagation::trace_id(&span));
     span
-}
-
-/// Whether a call that ends so is an error of its server's, by the conventions for rpc.
-fn is_error(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unknown
-            | Code::DeadlineExceeded
-            | Code::Unimplemented
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss
-    )
-}
-
-/// As gRPC writes it.
-fn status_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }
 
 /// A request's body, whose bytes are counted.

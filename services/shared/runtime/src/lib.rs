@@ -36,6 +36,7 @@ pub mod deadline;
 pub mod health;
 pub mod metrics;
 pub mod propagation;
+pub mod rpc;
 pub mod server;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,10 +1,11 @@
 //! W3C trace context, from the caller and to the next server.
 
 use http::HeaderMap;
+pub use opentelemetry::Value;
 use opentelemetry::{
-    global,
+    KeyValue, global,
     propagation::{Extractor, Injector},
-    trace::TraceContextExt,
+    trace::{SpanContext, TraceContextExt},
 };
 use std::collections::HashMap;
 use tonic::metadata::{MetadataKey, MetadataMap};
@@ -61,6 +62,46 @@ pub fn go_on(traceparent: &str, span: &Span) {
     }
 }
 
+/// A span that may have ended, for others to name.
+#[derive(Clone, Debug)]
+pub struct SpanRef(SpanContext);
+
+impl SpanRef {
+    /// Of `span`.
+    #[must_use]
+    pub fn of(span: &Span) -> Self {
+        Self(span.context().span().span_context().clone())
+    }
+
+    /// Whether anybody will read of it.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.0.is_sampled()
+    }
+
+    /// In hexadecimal.
+    #[must_use]
+    pub fn span_id(&self) -> String {
+        self.0.span_id().to_string()
+    }
+}
+
+/// Notes in `span` that it has to do with another, as `relation` says: of a call, what it replaces.
+pub fn link(span: &Span, to: &SpanRef, relation: &'static str) {
+    span.add_link_with_attributes(to.0.clone(), vec![KeyValue::new("sdxl.link", relation)]);
+}
+
+/// Notes in `span` that something happened just now. Unlike an event of `tracing` it is in no log.
+pub fn event<const N: usize>(span: &Span, name: &'static str, attributes: [(&'static str, Value); N]) {
+    span.add_event(name, attributes.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect());
+}
+
+/// Makes `span` a child of another for traces alone: the other may end before it.
+pub fn follow(span: &Span, parent: &Span) {
+    // Fails only where there is no telemetry to take part in.
+    let _ = span.set_parent(parent.context());
+}
+
 struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
@@ -104,6 +145,19 @@ mod tests {
         let handed_on = request.metadata().get("traceparent").unwrap().to_str().unwrap();
         assert!(handed_on.starts_with("00-0af7651916cd43dd8448eb211c80319c-"), "{handed_on}");
         assert!(!handed_on.contains("b7ad6b7169203331"), "the parent is now the span of ours: {handed_on}");
+    }
+
+    #[test]
+    fn work_that_is_kept_goes_on_in_its_trace() {
+        let _guard = testing::subscriber();
+        let span = tracing::info_span!("call");
+        let kept = traceparent(&span).unwrap();
+        let later = tracing::info_span!(parent: None, "job");
+        go_on(&kept, &later);
+        assert_eq!(trace_id(&later), trace_id(&span));
+        let other = tracing::info_span!(parent: None, "job");
+        go_on("no traceparent", &other);
+        assert_ne!(trace_id(&other), trace_id(&span));
     }
 
     #[test]

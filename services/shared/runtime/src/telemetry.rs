@@ -16,13 +16,30 @@ use opentelemetry_sdk::{
     propagation::TraceContextPropagator,
     trace::{IdGenerator, RandomIdGenerator, SdkTracerProvider},
 };
-use std::{env, fs, io, time::Duration};
+use std::{env, fs, io, sync::OnceLock, time::Duration};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
 /// How long the end of a process may wait for the last spans to be sent.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What traces hold beside the usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Detail {
+    /// Steps as spans.
+    pub steps: bool,
+    /// Prompts.
+    pub prompts: bool,
+}
+
+static DETAIL: OnceLock<Detail> = OnceLock::new();
+
+/// What the command line asks of traces; nothing more than usual before [`init`].
+#[must_use]
+pub fn detail() -> Detail {
+    DETAIL.get().copied().unwrap_or_default()
+}
 
 /// Sends what is left of traces and metrics when dropped, within three seconds each. Keep it until the end of `main`,
 /// inside the runtime.
@@ -64,6 +81,7 @@ pub fn init(service: &'static str, args: &TelemetryArgs) -> anyhow::Result<Telem
     let metrics = meter_provider(resource)?;
     global::set_text_map_propagator(TraceContextPropagator::new());
     global::set_meter_provider(metrics.clone());
+    let _ = DETAIL.set(Detail { steps: args.trace_steps, prompts: args.trace_prompts });
     catalogue::PROCESS_MEMORY.observe(|emit| {
         if let Some(bytes) = resident_bytes() {
             emit.value(bytes, []);
@@ -175,7 +193,12 @@ mod tests {
 
     #[test]
     fn a_wrong_filter_is_named() {
-        let args = TelemetryArgs { log: "sdxl=loud".to_owned(), log_format: LogFormat::Human };
+        let args = TelemetryArgs {
+            log: "sdxl=loud".to_owned(),
+            log_format: LogFormat::Human,
+            trace_steps: false,
+            trace_prompts: false,
+        };
         let error = init("test", &args).unwrap_err();
         assert!(error.to_string().contains("sdxl=loud"), "{error}");
     }
