@@ -4,6 +4,9 @@ use integration_tests::{Cluster, ClusterConfig, Made, Redis, fox};
 use sdxl_proto::v1;
 use std::{
     collections::BTreeSet,
+    io::Write,
+    ops::Not,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -20,6 +23,25 @@ fn documented() -> BTreeSet<String> {
 fn exposed(text: &str) -> BTreeSet<String> {
     let lines = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     lines.filter_map(|line| Some(line.split_once(' ')?.0.to_owned())).collect()
+}
+
+/// `promtool check metrics`, where it is installed; unless `TELEMETRY_TESTS=required` says that it has to be.
+fn promtool_finds_nothing(text: &str) {
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut promtool) = promtool else {
+        let missing = "promtool is missing: run integration-tests/telemetry/promtool.sh first";
+        assert!(std::env::var("TELEMETRY_TESTS").is_ok_and(|word| word == "required").not(), "{missing}");
+        return println!("skipped: {missing}");
+    };
+    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let found = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&found.stdout) + String::from_utf8_lossy(&found.stderr);
+    assert!(found.status.success() && said.trim().is_empty(), "{said}\n{text}");
 }
 
 async fn a_job(cluster: &Cluster) {
@@ -51,6 +73,7 @@ async fn every_metric_is_documented_and_every_documented_one_is_there() {
     let mut there = BTreeSet::new();
     for server in cluster.servers() {
         let text = server.metrics("text/plain");
+        promtool_finds_nothing(&text);
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let value = line.rsplit_once(' ').map(|(_, value)| value.parse::<f64>());
             assert!(matches!(value, Some(Ok(value)) if value >= 0.0), "{line}");

@@ -51,6 +51,8 @@ impl RunSpan {
     pub(super) fn ended(&self, stage: StageKind, outcome: &'static str, run_time: Duration) {
         self.span.record("run_ms", milliseconds(run_time));
         self.span.record("outcome", outcome);
+        // A span ends when it was last left, and while it was in batches it was not entered.
+        self.span.in_scope(|| ());
         if matches!(outcome, "deadline" | "failed") {
             self.span.record("otel.status_code", "ERROR");
             self.span.record("error.type", outcome);
