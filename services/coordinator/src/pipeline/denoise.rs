@@ -154,7 +154,7 @@ impl Pipeline<'_> {
             loop {
                 let mut lease = placing.next().await?;
                 let replica = Arc::clone(lease.replica());
-                let call = self.denoise_on(&mut lease, pass, &mut going);
+                let call = Box::pin(self.denoise_on(&mut lease, pass, &mut going));
                 match placing.call("sdxl.v1.DenoiserService/Denoise", &replica, call).await {
                     Ok((latents, spent)) => {
                         timings.push(placing.timing(Some(pass.image_index), &spent));

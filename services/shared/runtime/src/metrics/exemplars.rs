@@ -41,7 +41,7 @@ impl Exemplars {
         span: &Span,
         value: f64,
         bounds: &[f64],
-        labels: [StringValue; N],
+        labels: &[StringValue; N],
     ) {
         let context = span.context();
         let of = context.span().span_context().clone();

@@ -139,7 +139,7 @@ impl Page {
         let mut count = 0;
         for (bucket, (bound, inside)) in bounds.zip(point.bucket_counts()).enumerate() {
             count += inside;
-            let bound = bound.map_or("+Inf".to_owned(), |bound| decimal(bound));
+            let bound = bound.map_or("+Inf".to_owned(), decimal);
             let labels = Labels::new(point.attributes(), Some(("le", &bound)));
             let exemplar = exemplars.and_then(|exemplars| exemplars.of(&values, bucket));
             let exemplar = exemplar.map(|exemplar| exemplar.to_string()).unwrap_or_default();

@@ -175,7 +175,7 @@ impl Histogram {
     pub fn record_in<const N: usize>(&self, span: &Span, value: f64, labels: [Cow<'static, str>; N]) {
         let attributes = self.metric.attributes(labels);
         self.take(value, &attributes);
-        self.exemplars.keep(span, value, self.bounds, attributes.map(|attribute| attribute.value.into()));
+        self.exemplars.keep(span, value, self.bounds, &attributes.map(|attribute| attribute.value.into()));
     }
 
     fn take(&self, value: f64, attributes: &[KeyValue]) {
