@@ -11,11 +11,13 @@ run: ## Build, start every service here, make a picture through gRPC and say whe
 test: ## Install what the tests need and run them all
 	integration-tests/python/setup.sh
 	integration-tests/redis/setup.sh
+	integration-tests/telemetry/setup.sh --cached || echo "without the tests of traces: 'make tools' builds what they need"
 	integration-tests/kubernetes/setup.sh --cached || echo "without the chart's tests: 'make tools' builds what they need"
 	cargo build --workspace --bins
 	cargo test --workspace --no-fail-fast
 
-tools: ## Build helm, kube-apiserver and what else the chart's tests run, once for their pinned versions (needs Go; 12 minutes)
+tools: ## Build helm, kube-apiserver, a collector and what else the tests run, once for their pinned versions (needs Go; 15 minutes)
+	integration-tests/telemetry/setup.sh
 	integration-tests/kubernetes/setup.sh
 
 test-kubernetes: tools ## The chart against a real API server

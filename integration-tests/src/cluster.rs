@@ -14,6 +14,9 @@ use tonic_health::pb::health_check_response::ServingStatus;
 /// How long a cluster may take from its start to its being ready, on a busy machine.
 const READY: Duration = Duration::from_secs(120);
 
+/// Any free port.
+const ANYWHERE: &str = "127.0.0.1:0";
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
@@ -31,6 +34,10 @@ pub struct ClusterConfig {
     pub profile: Option<PathBuf>,
     /// How long work that was begun waits where no replica takes it, in seconds.
     pub patience: u32,
+    /// Further flags of the coordinator.
+    pub coordinator_flags: Vec<String>,
+    /// Variables of every process.
+    pub variables: Vec<(String, String)>,
 }
 
 impl ClusterConfig {
@@ -45,6 +52,8 @@ impl ClusterConfig {
             denoiser_flags: Vec::new(),
             profile: None,
             patience: 0,
+            coordinator_flags: Vec::new(),
+            variables: Vec::new(),
         }
     }
 
@@ -59,6 +68,8 @@ impl ClusterConfig {
             denoiser_flags: Vec::new(),
             profile: Some(profile.to_owned()),
             patience: 0,
+            coordinator_flags: Vec::new(),
+            variables: Vec::new(),
         }
     }
 
@@ -96,16 +107,17 @@ impl Cluster {
     /// Where a process does not start, or the cluster does not get ready in time; with what all processes wrote.
     #[must_use]
     pub fn start(config: &ClusterConfig) -> Self {
-        let text_encoder = Starting::spawn("sdxl-text-encoder", text_encoder_args(config));
+        let variables: Vec<_> = config.variables.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let spawn = |binary: &str, args: &[String]| Starting::spawn_with(binary, args, ANYWHERE, &variables);
+        let text_encoder = spawn("sdxl-text-encoder", &text_encoder_args(config));
         let mut denoiser = denoiser_args(config, &config.base);
-        let base_unets: Vec<_> =
-            (0..config.base_unets).map(|_| Starting::spawn("sdxl-base-unet", &denoiser)).collect();
+        let base_unets: Vec<_> = (0..config.base_unets).map(|_| spawn("sdxl-base-unet", &denoiser)).collect();
         let refiner = config.refiner.as_ref().map(|folder| {
             denoiser = denoiser_args(config, folder);
-            Starting::spawn("sdxl-refiner", &denoiser)
+            spawn("sdxl-refiner", &denoiser)
         });
         let vae_args = config.model("--model", &config.base);
-        let vaes: Vec<_> = (0..config.vaes).map(|_| Starting::spawn("sdxl-vae", &vae_args)).collect();
+        let vaes: Vec<_> = (0..config.vaes).map(|_| spawn("sdxl-vae", &vae_args)).collect();
 
         let text_encoder = text_encoder.listening();
         let base_unets: Vec<_> = base_unets.into_iter().map(Starting::listening).collect();
@@ -123,7 +135,8 @@ impl Cluster {
             point_at("--refiner", &[refiner]);
         }
         flags.extend(["--patience".to_owned(), config.patience.to_string()]);
-        let coordinator = Server::start("sdxl-coordinator", &flags);
+        flags.extend_from_slice(&config.coordinator_flags);
+        let coordinator = spawn("sdxl-coordinator", &flags).listening();
         let cluster = Self { coordinator, text_encoder, base_unets, refiner, vaes };
         assert!(cluster.is_ready(READY), "not ready after {READY:?}\n{}", cluster.stderr());
         cluster

@@ -112,15 +112,28 @@ impl Server {
     /// Where it says nothing, or no JSON.
     #[must_use]
     pub fn healthz(&self) -> serde_json::Value {
+        serde_json::from_str(&self.get("/healthz", "*/*")).expect("JSON")
+    }
+
+    /// What `/metrics` says, in the format that `accept` asks for.
+    ///
+    /// # Panics
+    /// Where it says nothing.
+    #[must_use]
+    pub fn metrics(&self, accept: &str) -> String {
+        self.get("/metrics", accept)
+    }
+
+    fn get(&self, path: &str, accept: &str) -> String {
         let host = self.address.trim_start_matches("http://");
         let mut stream = TcpStream::connect(host).expect("it listens");
         stream.set_read_timeout(Some(START)).expect("a time");
-        write!(stream, "GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")
-            .expect("a request");
+        let head = format!("host: {host}\r\naccept: {accept}\r\nconnection: close");
+        write!(stream, "GET {path} HTTP/1.1\r\n{head}\r\n\r\n").expect("a request");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
         let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-        serde_json::from_str(body).expect("JSON")
+        body.to_owned()
     }
 
     /// What the process has written to stderr so far.

@@ -18,6 +18,7 @@ mod readiness;
 mod service;
 mod stage_tls;
 mod store;
+mod telemetry;
 
 pub use access::{AccessArgs, AccessArgsError, AccessConfig, JwtConfig};
 pub use args::Args;
@@ -98,6 +99,7 @@ pub async fn serve(config: Config, listener: impl Into<Listener>, shutdown: Shut
     let accounts = Accounts::new(store.clone());
     let once = Once::new(keep.result_bytes, store.clone(), keep.result_ttl);
     let generation = Generation::new(Arc::clone(&fleets), readiness.model(), cache, once, accounts, settings);
+    telemetry::observe(&fleets, &generation.admission, &generation.cache, store.as_ref());
     let jobs = Jobs::new(keep, store, generation.clone(), shutdown.clone());
     let mut running = jobs.start();
     let _following = follow_jobs(&jobs, health.clone());

@@ -14,6 +14,7 @@ use sdxl_stage::{
     jobs::{DecodeJob, EncodedPicture},
 };
 use std::{convert::Infallible, path::Path};
+use tracing::info_span;
 
 /// An autoencoder's decoder with the picture formats.
 #[derive(Debug)]
@@ -65,8 +66,9 @@ impl VaeEngine {
         let pixels = to_rgb8(&picture).map_err(EngineError::failed)?;
         let side = |n: usize| u32::try_from(n).map_err(EngineError::failed);
         let (width, height) = (side(width)?, side(height)?);
-        let data =
-            encode(&pixels, [width, height], job.image_format, job.quality).map_err(EngineError::Failed)?;
+        let span = info_span!("encode picture", media_type = job.image_format.media_type());
+        let data = span.in_scope(|| encode(&pixels, [width, height], job.image_format, job.quality));
+        let data = data.map_err(EngineError::Failed)?;
         let media_type = job.image_format.media_type();
         Ok(EncodedPicture { data: data.into(), media_type, width, height })
     }

@@ -114,7 +114,6 @@ impl EmbeddingCache {
     }
 
     /// How often what was found.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever exports metrics"))]
     pub(crate) fn figures(&self) -> &Figures {
         &self.0.figures
     }

@@ -23,13 +23,14 @@ use prost::Message;
 use record::{Spec, now};
 use sdxl_core::{Plan, Tenant, Violations};
 use sdxl_proto::v1;
-use sdxl_runtime::Shutdown;
+use sdxl_runtime::{Shutdown, propagation};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
+use tracing::Span;
 
 /// The longest request of a job in bytes, as it is stored.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
@@ -140,7 +141,8 @@ impl Jobs {
         let num_images = u32::try_from(plan.seeds.len()).unwrap_or(u32::MAX);
         let steps_total = plan.steps().saturating_mul(num_images);
         let created = now();
-        let spec = Spec { request: Some(request), created, deadline, steps_total, num_images };
+        let traceparent = propagation::traceparent(&Span::current());
+        let spec = Spec { request: Some(request), created, deadline, steps_total, num_images, traceparent };
         let submission = Submission { id: &id, tenant, created, spec: spec.seal(), digest };
         // Which is submitted again is told of, whatever is left of the quotas.
         let is_known = is_named && ledger.get(&id, tenant).await.is_ok();

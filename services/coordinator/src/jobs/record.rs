@@ -30,6 +30,9 @@ pub(super) struct Spec {
     pub(super) steps_total: u32,
     #[prost(uint32, tag = "5")]
     pub(super) num_images: u32,
+    /// Where its trace goes on, as W3C writes it.
+    #[prost(string, optional, tag = "6")]
+    pub(super) traceparent: Option<String>,
 }
 
 /// What came of it: written once.

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     pipeline::{Events, GenerateError, Item, Kept},
+    service::Kind,
     store::StoreError,
 };
 use sdxl_core::{Classify, ErrorClass, Violations};
@@ -14,6 +15,7 @@ use sdxl_proto::{
     status::{code_of, status},
     v1::{self, JobState, generate_stream_response::Event},
 };
+use sdxl_runtime::{metrics::catalogue, propagation};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -21,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tonic::Code;
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, Span, field::Empty, info, info_span, warn};
 
 /// Between two looks into the queue where there was nothing. Waiting inside Redis would hold up its connection.
 const POLL: Duration = Duration::from_millis(200);
@@ -49,7 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
     });
     loop {
         let Some((taken, place)) = next(&shared, ledger, &places).await else { break };
-        let span = info_span!("job", job = taken.id, attempt = taken.stalled);
+        let span = span(&taken);
         let shared = Arc::clone(&shared);
         let work = async move {
             one(&shared, taken).await;
@@ -60,6 +62,25 @@ pub(super) async fn run(shared: Arc<Shared>) {
     }
     while running.join_next().await.is_some() {}
     ledger.leave().await;
+}
+
+/// The span of a job for as long as this coordinator has it, in the trace of whoever submitted it.
+fn span(taken: &Taken) -> Span {
+    let span = info_span!(
+        parent: None,
+        "job",
+        job = taken.id,
+        attempt = taken.stalled,
+        pictures = Empty,
+        outcome = Empty,
+        otel.status_code = Empty,
+        prompt = Empty,
+        negative_prompt = Empty,
+    );
+    if let Some(kept) = taken.record.spec().ok().and_then(|spec| spec.traceparent) {
+        propagation::go_on(&kept, &span);
+    }
+    span
 }
 
 type Place = tokio::sync::OwnedSemaphorePermit;
@@ -163,6 +184,7 @@ async fn finish(ledger: &Ledger, taken: &Taken, kept: &Kept, state: JobState, en
         match ended {
             Ok(true) => {
                 let error = end.error.as_ref().map(|error| error.message.as_str());
+                catalogue::JOBS.add(1, [word(state).into()]);
                 return info!(state = state.as_str_name(), error, "job ended");
             }
             Ok(false) => return info!("job was ended by another"),
@@ -171,6 +193,15 @@ async fn finish(ledger: &Ledger, taken: &Taken, kept: &Kept, state: JobState, en
                 sleep(PAUSE).await;
             }
         }
+    }
+}
+
+/// How a job ended, as a label.
+fn word(state: JobState) -> &'static str {
+    match state {
+        JobState::Succeeded => "succeeded",
+        JobState::Cancelled => "cancelled",
+        _ => "failed",
     }
 }
 
@@ -244,7 +275,8 @@ async fn attempt(
     request: v1::GenerateRequest,
     kept: &Kept,
 ) -> Result<v1::GenerateSummary, GenerateError> {
-    let mut accepted = shared.generation.accept_on(terms, request, Violations::default(), None).await?;
+    let mut accepted =
+        shared.generation.accept_on(Kind::Job, terms, request, Violations::default(), None).await?;
     let (events, receiver) = Events::channel(accepted.plan.steps());
     // The sender goes with the work, so that its end is the receiver's.
     let work = Box::pin(async { accepted.run_kept(&{ events }, Some(kept)).await });

@@ -21,15 +21,15 @@ impl Pipeline<'_> {
         timings: &mut Vec<v1::StageTiming>,
     ) -> Result<v1::Image, GenerateError> {
         let fleet = &self.fleets.vae;
-        let span =
-            info_span!("decode", otel.kind = "client", stage = %fleet.stage(), replica = Empty, image_index);
+        let span = info_span!("decode", stage = %fleet.stage(), replica = Empty, image_index);
         async {
             let mut placing = Placing::new(self, fleet, self.latent_pixels(), true);
             loop {
                 let lease = placing.next().await?;
                 let replica = Some(lease.replica().address());
                 self.events.progress(fleet.stage(), Some(image_index), self.plan.steps(), replica);
-                match self.decode_on(&lease, latents.clone()).await {
+                let call = self.decode_on(&lease, latents.clone());
+                match placing.call("sdxl.v1.VaeService/Decode", lease.replica(), call).await {
                     Ok((answer, spent)) => {
                         let work = self.latent_pixels();
                         lease.replica().stepped(work, work, spent.on_device());

@@ -19,7 +19,7 @@ use sdxl_proto::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::Streaming;
-use tracing::{Instrument, field::Empty, info_span, warn};
+use tracing::{Instrument, Span, field::Empty, info_span, warn};
 
 /// For the end of a stream whose result is there already.
 const END_TIMEOUT: Duration = Duration::from_millis(100);
@@ -139,7 +139,6 @@ impl Pipeline<'_> {
         let stage = pass.fleet.stage();
         let span = info_span!(
             "denoise",
-            otel.kind = "client",
             stage = %stage,
             replica = Empty,
             image_index = pass.image_index,
@@ -154,7 +153,9 @@ impl Pipeline<'_> {
             let mut placing = Placing::new(self, pass.fleet, going.work_left(&pass), !pass.is_first());
             loop {
                 let mut lease = placing.next().await?;
-                match self.denoise_on(&mut lease, pass, &mut going).await {
+                let replica = Arc::clone(lease.replica());
+                let call = Box::pin(self.denoise_on(&mut lease, pass, &mut going));
+                match placing.call("sdxl.v1.DenoiserService/Denoise", &replica, call).await {
                     Ok((latents, spent)) => {
                         timings.push(placing.timing(Some(pass.image_index), &spent));
                         self.keep(pass, || v1::DenoiseCheckpoint {
@@ -188,6 +189,7 @@ impl Pipeline<'_> {
         let mut client =
             DenoiserServiceClient::new(replica.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let request = hop::request(going.resume(lease), self.terms);
+        Span::current().record("resumed_at", going.resumed_at);
         let mut events = hop::answer(&replica, client.denoise(request)).await?;
         let mut begun = false;
         loop {

@@ -16,7 +16,7 @@ use sdxl_proto::{
     v1::{self, DType, text_encoder_service_client::TextEncoderServiceClient},
 };
 use std::sync::Arc;
-use tracing::{Instrument, field::Empty, info_span};
+use tracing::{Instrument, Span, field::Empty, info_span};
 
 /// Embeddings in the order of the plan's texts, checked.
 #[derive(Debug, Default)]
@@ -49,6 +49,12 @@ pub(super) struct Encoded {
 
 impl Pipeline<'_> {
     pub(super) async fn encode(self) -> Result<Encoded, GenerateError> {
+        let texts = self.plan.texts.len();
+        let span = info_span!("encode", texts, cache.hits = Empty, cache.misses = Empty, replica = Empty);
+        self.encode_texts().instrument(span).await
+    }
+
+    async fn encode_texts(self) -> Result<Encoded, GenerateError> {
         let fleet = &self.fleets.text_encoder;
         let info = fleet.status().borrow().info.clone();
         let info = info.ok_or(GenerateError::NoReplica { stage: fleet.stage() })?;
@@ -85,6 +91,9 @@ impl Pipeline<'_> {
         }
         self.promise.done(fleet.stage(), found.len() as u64);
         encoded.cache.hits = found.len().saturating_sub(encoded.cache.misses);
+        let span = Span::current();
+        span.record("cache.hits", encoded.cache.hits);
+        span.record("cache.misses", encoded.cache.misses);
         encoded.texts = Texts(found);
         Ok(encoded)
     }
@@ -96,23 +105,19 @@ impl Pipeline<'_> {
     ) -> Result<(Vec<v1::TextEmbedding>, Arc<str>, v1::StageTiming), GenerateError> {
         let fleet = &self.fleets.text_encoder;
         let texts = indices.len();
-        let span = info_span!("encode", otel.kind = "client", stage = %fleet.stage(), replica = Empty, texts);
-        async {
-            let mut placing = Placing::new(self, fleet, texts as u64, false);
-            loop {
-                let lease = placing.next().await?;
-                self.events.progress(fleet.stage(), None, 0, Some(lease.replica().address()));
-                match self.encode_on(&lease, indices).await {
-                    Ok((embeddings, spent)) => {
-                        lease.replica().stepped(texts as u64, texts as u64, spent.on_device());
-                        return Ok((embeddings, lease.revision().into(), placing.timing(None, &spent)));
-                    }
-                    Err(fault) => placing.failed(lease.replica(), fault, self.patience)?,
+        let mut placing = Placing::new(self, fleet, texts as u64, false);
+        loop {
+            let lease = placing.next().await?;
+            self.events.progress(fleet.stage(), None, 0, Some(lease.replica().address()));
+            let call = self.encode_on(&lease, indices);
+            match placing.call("sdxl.v1.TextEncoderService/Encode", lease.replica(), call).await {
+                Ok((embeddings, spent)) => {
+                    lease.replica().stepped(texts as u64, texts as u64, spent.on_device());
+                    return Ok((embeddings, lease.revision().into(), placing.timing(None, &spent)));
                 }
+                Err(fault) => placing.failed(lease.replica(), fault, self.patience)?,
             }
         }
-        .instrument(span)
-        .await
     }
 
     async fn encode_on(

@@ -9,12 +9,17 @@ use sdxl_proto::{
     status::{class_of, connection_broke, retry_after},
     v1,
 };
-use sdxl_runtime::{Terms, propagation};
+use sdxl_runtime::{
+    Terms,
+    metrics::catalogue,
+    propagation::{self, SpanRef},
+    rpc,
+};
 use std::{error::Error, sync::Arc, time::Duration, time::Instant};
 use tokio::time::sleep;
 use tonic::{ConnectError, Status};
 use tower::retry::budget::Budget;
-use tracing::{Span, info, warn};
+use tracing::{Instrument, Span, field::Empty, info, info_span, warn};
 
 /// Losses in a row without getting on, after which a unit of work is given up: it may be what kills its replicas.
 const MAX_LOSSES: u32 = 5;
@@ -53,6 +58,19 @@ impl Fault {
     pub(super) fn refused(status: Status) -> Self {
         Self::Status { status, begun: false }
     }
+
+    /// Says in a call's span how it failed.
+    fn note(&self, span: &Span) {
+        let (kind, message) = match self {
+            Self::Status { status, .. } if connection_broke(status) => ("connection", innermost(status)),
+            Self::Status { status, .. } => (rpc::status_name(status.code()), status.message().to_owned()),
+            Self::Reply(problem) => ("reply", problem.clone()),
+            Self::Hangs(how) => ("hangs", how.clone()),
+        };
+        span.record("otel.status_code", "ERROR");
+        span.record("error.type", kind);
+        span.record("error.message", message);
+    }
 }
 
 /// The answer of a call without events, unless `replica` hangs.
@@ -85,6 +103,9 @@ pub(super) struct Placing<'a> {
     losses: u32,
     resumes: u32,
     sent: Instant,
+    /// The call before, for the one that replaces it.
+    before: Option<SpanRef>,
+    calls: u32,
 }
 
 impl<'a> Placing<'a> {
@@ -104,7 +125,43 @@ impl<'a> Placing<'a> {
             losses: 0,
             resumes: 0,
             sent: Instant::now(),
+            before: None,
+            calls: 0,
         }
+    }
+
+    /// Awaits a call to `replica` in a span of its own, which is linked to the one that it replaces.
+    pub(super) async fn call<T>(
+        &mut self,
+        method: &'static str,
+        replica: &Replica,
+        call: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        self.calls += 1;
+        let address = replica.address();
+        let span = info_span!(
+            "hop",
+            otel.name = method,
+            otel.kind = "client",
+            otel.status_code = Empty,
+            rpc.system.name = "grpc",
+            rpc.method = method,
+            server.address = address.host(),
+            server.port = address.port(),
+            stage = %self.fleet.stage(),
+            attempt = self.calls,
+            resumed_at = Empty,
+            "error.type" = Empty,
+            "error.message" = Empty,
+        );
+        if let Some(before) = self.before.replace(SpanRef::of(&span)) {
+            propagation::link(&span, &before, "replaces");
+        }
+        let result = call.instrument(span.clone()).await;
+        if let Err(fault) = &result {
+            fault.note(&span);
+        }
+        result
     }
 
     /// The next replica to ask; its address is noted in the current span.
@@ -112,12 +169,23 @@ impl<'a> Placing<'a> {
     /// # Errors
     /// No replica is ready, or why the last one refused, after waiting where that is due.
     pub(super) async fn next(&mut self) -> Result<Lease, GenerateError> {
+        let lease = match self.fleet.pick(self.work, &self.refused) {
+            Some(lease) => lease,
+            None => {
+                let span = info_span!("wait for a replica", stage = %self.fleet.stage());
+                self.wait().instrument(span).await?
+            }
+        };
+        self.sent = Instant::now();
+        self.address = lease.replica().address().to_string();
+        Span::current().record("replica", &self.address);
+        Ok(lease)
+    }
+
+    async fn wait(&mut self) -> Result<Lease, GenerateError> {
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(lease) = self.fleet.pick(self.work, &self.refused) {
-                self.sent = Instant::now();
-                self.address = lease.replica().address().to_string();
-                Span::current().record("replica", &self.address);
                 return Ok(lease);
             }
             let since = *self.waiting_since.get_or_insert_with(Instant::now);
@@ -223,12 +291,24 @@ impl<'a> Placing<'a> {
         }
         info!(stage = %self.fleet.stage(), "going on elsewhere: {lost}");
         self.resumes += 1;
+        catalogue::RESUMES.add(1, [self.fleet.stage().name().into()]);
         self.last = Some(lost);
         Ok(())
     }
 
     /// A timing for a response, of the last replica asked.
     pub(super) fn timing(&self, image_index: Option<u32>, spent: &Spent) -> v1::StageTiming {
+        let stage = self.fleet.stage().name();
+        let queued = convert::duration_or_zero(spent.queue_time).as_secs_f64();
+        catalogue::STAGE_DURATION.record_in(
+            &Span::current(),
+            self.sent.elapsed().as_secs_f64(),
+            [stage.into()],
+        );
+        catalogue::STAGE_QUEUE.record(queued, [stage.into()]);
+        if spent.steps_repeated > 0 {
+            catalogue::STEPS_REPEATED.add(spent.steps_repeated.into(), [stage.into()]);
+        }
         v1::StageTiming {
             stage: v1::Stage::from(self.fleet.stage()).into(),
             image_index,

@@ -8,7 +8,7 @@ use super::{
 };
 use kube::Client;
 use sdxl_core::StageKind;
-use sdxl_runtime::tls::ClientTls;
+use sdxl_runtime::{metrics::catalogue, tls::ClientTls};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -51,6 +51,17 @@ pub struct FleetStatus {
     pub ready: usize,
 }
 
+/// How many replicas there are of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// They take work.
+    pub ready: usize,
+    /// They are healthy, but serve another revision or number format than the others of their stage.
+    pub other: usize,
+    /// They cannot be reached, or say that they do not serve.
+    pub down: usize,
+}
+
 impl Fleet {
     /// Starts to follow the replicas that `source` gives. Must be called in a tokio runtime.
     #[must_use]
@@ -83,9 +94,22 @@ impl Fleet {
         self.shared.pick(work, avoided)
     }
 
+    /// How many replicas are known, by whether they take work.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        let members = self.shared.lock();
+        let count = |is: fn(&Member) -> bool| members.list.iter().filter(|member| is(member)).count();
+        Census {
+            ready: count(|member| member.serves),
+            other: count(|member| member.up.is_some() && !member.serves),
+            down: count(|member| member.up.is_none()),
+        }
+    }
+
     /// Gives `replica` no work until it has answered anew, because `reason`.
     pub fn eject(&self, replica: &Replica, reason: &str) {
         if self.shared.down(replica, reason) {
+            catalogue::EJECTIONS.add(1, [self.stage().name().into()]);
             replica.eject();
         }
     }

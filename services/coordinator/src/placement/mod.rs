@@ -8,7 +8,7 @@ mod probe;
 mod replica;
 mod source;
 
-pub use fleet::{Fleet, FleetStatus, Near};
+pub use fleet::{Census, Fleet, FleetStatus, Near};
 pub use info::{Details, StageInfo};
 pub use kubernetes::ServiceName;
 pub use replica::{Lease, Replica};

@@ -18,6 +18,18 @@ impl Address {
     pub fn url(&self) -> String {
         format!("http://{}", self.0)
     }
+
+    /// The host without its port.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.0.rsplit_once(':').map_or(self.0.as_str(), |(host, _)| host)
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.0.rsplit_once(':').and_then(|(_, port)| port.parse().ok())
+    }
 }
 
 impl Address {

@@ -1,6 +1,9 @@
 //! `ImageGenerationService`.
 
-use super::{MAX_PICTURES_BYTES, known, record::Record};
+use super::{
+    MAX_PICTURES_BYTES, known,
+    record::{Kind, Record},
+};
 use crate::{
     access::Caller,
     admission::{Admission, Promise, Work},
@@ -18,7 +21,7 @@ use sdxl_proto::{
     status::status,
     v1::{self, generate_stream_response::Event, image_generation_service_server::ImageGenerationService},
 };
-use sdxl_runtime::{Deadline, Terms, propagation};
+use sdxl_runtime::{Deadline, Terms, propagation, telemetry};
 use std::{
     pin::Pin,
     sync::Arc,
@@ -30,7 +33,7 @@ use tokio::{
     task::JoinSet,
 };
 use tonic::{Request, Response, Status};
-use tracing::{Instrument, Span, info_span, warn};
+use tracing::{Instrument, Span, field::Empty, info_span, warn};
 
 /// Requests to pictures.
 #[derive(Clone, Debug)]
@@ -39,7 +42,7 @@ pub(crate) struct Generation {
     model: watch::Receiver<ModelState>,
     pub(crate) admission: Admission,
     pub(crate) accounts: Accounts,
-    cache: EmbeddingCache,
+    pub(crate) cache: EmbeddingCache,
     pub(super) once: Once,
     settings: Settings,
 }
@@ -79,19 +82,25 @@ impl Generation {
             Terms { deadline: Deadline::from_metadata(request.metadata()), ..Terms::default() }
         });
         let caller = request.extensions().get::<Caller>().cloned();
-        self.accept_on(terms, request.into_inner(), violations, caller.as_ref()).await
+        self.accept_on(Kind::Call, terms, request.into_inner(), violations, caller.as_ref()).await
     }
 
     /// The same on terms that do not come with it. Without a caller it is nobody's to pay for, or paid for already.
     pub(crate) async fn accept_on(
         &self,
+        kind: Kind,
         terms: Terms,
         request: v1::GenerateRequest,
         violations: Violations,
         caller: Option<&Caller>,
     ) -> Result<Accepted, GenerateError> {
-        let mut record = Record::start(terms.deadline);
-        match self.plan(terms, request, violations, caller).await {
+        if telemetry::detail().prompts {
+            let span = Span::current();
+            span.record("prompt", &request.prompt);
+            span.record("negative_prompt", request.negative_prompt.as_deref());
+        }
+        let mut record = Record::start(kind, terms.deadline);
+        match self.plan(terms, request, violations, caller).instrument(info_span!("admit")).await {
             Ok((plan, terms, cluster, promise, charge)) => {
                 record.planned(&plan);
                 let (fleets, cache, settings) = (Arc::clone(&self.fleets), self.cache.clone(), self.settings);
@@ -208,6 +217,18 @@ impl Accepted {
     }
 }
 
+/// The span of a request, from its being read to its last picture.
+fn request_span() -> Span {
+    info_span!(
+        "generate",
+        pictures = Empty,
+        outcome = Empty,
+        otel.status_code = Empty,
+        prompt = Empty,
+        negative_prompt = Empty,
+    )
+}
+
 #[tonic::async_trait]
 impl ImageGenerationService for Generation {
     type GenerateStreamStream = EventStream;
@@ -216,7 +237,7 @@ impl ImageGenerationService for Generation {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<v1::GenerateResponse>, Status> {
-        let span = info_span!("generate", pictures = tracing::field::Empty);
+        let span = request_span();
         if let Some(identified) = self.identified(&request) {
             span.in_scope(|| identified.check())?;
             return identified.unary().instrument(span).await;
@@ -244,7 +265,7 @@ impl ImageGenerationService for Generation {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<EventStream>, Status> {
-        let span = info_span!("generate", pictures = tracing::field::Empty);
+        let span = request_span();
         if let Some(identified) = self.identified(&request) {
             span.in_scope(|| identified.check())?;
             return Ok(Response::new(identified.stream(span)));

@@ -2,7 +2,7 @@
 
 use super::{
     generate::{EventStream, Generation, collect},
-    record::Record,
+    record::{Kind, Record},
 };
 use crate::{
     access::Caller,
@@ -53,7 +53,7 @@ impl Identified {
     pub(super) fn check(&self) -> Result<(), Status> {
         let checked = self.generation.plan_only(self.request.clone(), Violations::default());
         checked.map(drop).map_err(|error| {
-            Record::start(self.deadline).failed(&error);
+            Record::start(Kind::Call, self.deadline).failed(&error);
             status(&error)
         })
     }

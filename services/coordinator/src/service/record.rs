@@ -3,13 +3,37 @@
 use crate::pipeline::{GenerateError, Lookups, Outcome};
 use sdxl_core::{Classify, ErrorClass, Plan};
 use sdxl_proto::convert;
-use sdxl_runtime::Deadline;
+use sdxl_runtime::{Deadline, metrics::catalogue};
 use std::time::{Duration, Instant};
-use tracing::info;
+use tracing::{Span, info};
+
+/// A call ends so much before its deadline, that its answer still gets through: it is the deadline's doing all the same.
+const EARLIER: Duration = Duration::from_millis(10);
+
+/// What asked for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A call that waits for it.
+    Call,
+    /// A job, which may ask again.
+    Job,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Call => "call",
+            Self::Job => "job",
+        }
+    }
+}
 
 /// A request at work; its line is written when it is dropped.
 #[derive(Debug)]
 pub(super) struct Record {
+    kind: Kind,
+    /// The request's own, which learns how it ended.
+    span: Span,
     started: Instant,
     deadline: Option<Deadline>,
     /// As height x width.
@@ -25,8 +49,10 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn start(deadline: Option<Deadline>) -> Self {
+    pub(super) fn start(kind: Kind, deadline: Option<Deadline>) -> Self {
         Self {
+            kind,
+            span: Span::current(),
             started: Instant::now(),
             deadline,
             size: String::new(),
@@ -75,9 +101,13 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         // Without an end of its own it was dropped by whoever asked.
-        let given_up = if self.deadline.is_some_and(Deadline::passed) { "deadline" } else { "cancelled" };
+        let is_late = self.deadline.is_some_and(|deadline| deadline.remaining() < EARLIER);
+        let given_up = if is_late { "deadline" } else { "cancelled" };
+        let outcome = self.outcome.unwrap_or(given_up);
+        self.measure(outcome);
         info!(
-            outcome = self.outcome.unwrap_or(given_up),
+            parent: &self.span,
+            outcome,
             error = self.error,
             size = self.size,
             pictures = self.pictures,
@@ -89,6 +119,21 @@ impl Drop for Record {
             cache_misses = self.cache.misses,
             "request"
         );
+    }
+}
+
+impl Record {
+    fn measure(&self, outcome: &'static str) {
+        self.span.record("outcome", outcome);
+        if matches!(outcome, "deadline" | "failed") {
+            self.span.record("otel.status_code", "ERROR");
+        }
+        let labels = || [self.kind.name().into(), outcome.into()];
+        catalogue::REQUESTS.add(1, labels());
+        catalogue::REQUEST_DURATION.record_in(&self.span, self.started.elapsed().as_secs_f64(), labels());
+        if outcome == "ok" {
+            catalogue::PICTURES.add(self.pictures as u64, []);
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::{
     admission::Admission,
     placement::{Fleet, Fleets},
+    telemetry::outstanding_seconds,
 };
 use futures::Stream;
 use sdxl_core::{Classify, ErrorClass, FieldViolation, StageKind, Violations};
@@ -105,13 +106,8 @@ impl Scaler {
     /// How long one replica would have to work for all that is outstanding. Before any was seen at work, what one replica
     /// is worth.
     fn seconds(&self, trigger: Trigger) -> f64 {
-        let outstanding = self.admission.outstanding(trigger.stage);
-        if outstanding == 0 {
-            return 0.0;
-        }
-        let speed = self.fleet(trigger.stage).and_then(Fleet::usual_speed).filter(|speed| *speed > 0.0);
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        speed.map_or(trigger.target_seconds, |speed| outstanding as f64 / speed)
+        let seconds = outstanding_seconds(&self.admission, self.fleet(trigger.stage), trigger.stage);
+        seconds.unwrap_or(trigger.target_seconds)
     }
 }
 

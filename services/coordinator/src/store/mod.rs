@@ -4,10 +4,12 @@
 //!
 //! Nobody waits for a Redis that is known to be gone: whatever is asked of it fails at once, until a probe finds it again.
 
+mod asked;
 mod sealed;
 
 pub(crate) use sealed::{Unreadable, open, seal};
 
+use asked::{asked, name};
 use redis::{
     Client, Cmd, FromRedisValue, RedisError, RedisResult, Script, ScriptInvocation,
     aio::{ConnectionManager, ConnectionManagerConfig},
@@ -35,6 +37,9 @@ const PROBE: Duration = Duration::from_secs(1);
 /// Between two while it is gone.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How scripts are run.
+const SCRIPT: &str = "EVALSHA";
 
 /// Why Redis did not do what it was asked.
 #[derive(Debug, Error)]
@@ -127,8 +132,7 @@ impl Store {
     /// [`StoreError`]
     pub(crate) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
         let mut connection = self.connections()?.small;
-        let answer = command.query_async(&mut connection).await;
-        self.told(answer)
+        asked(name(command), async { self.told(command.query_async(&mut connection).await) }).await
     }
 
     /// The same for a large answer or question.
@@ -137,8 +141,11 @@ impl Store {
     /// [`StoreError`]
     pub(crate) async fn query_value<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
         let mut connection = self.connections()?.large;
-        let answer = self.unless_gone(command.query_async(&mut connection)).await?;
-        self.told(answer)
+        let question = async {
+            let answer = self.unless_gone(command.query_async(&mut connection)).await?;
+            self.told(answer)
+        };
+        asked(name(command), question).await
     }
 
     /// Runs a script.
@@ -150,8 +157,8 @@ impl Store {
         script: &ScriptInvocation<'_>,
     ) -> Result<T, StoreError> {
         let mut connection = self.connections()?.small;
-        let answer = script.invoke_async(&mut connection).await;
-        self.told(answer)
+        let question = async { self.told(script.invoke_async(&mut connection).await) };
+        asked(SCRIPT.to_owned(), question).await
     }
 
     /// The same for a large answer or question.
@@ -163,8 +170,11 @@ impl Store {
         script: &ScriptInvocation<'_>,
     ) -> Result<T, StoreError> {
         let mut connection = self.connections()?.large;
-        let answer = self.unless_gone(script.invoke_async(&mut connection)).await?;
-        self.told(answer)
+        let question = async {
+            let answer = self.unless_gone(script.invoke_async(&mut connection)).await?;
+            self.told(answer)
+        };
+        asked(SCRIPT.to_owned(), question).await
     }
 
     fn connections(&self) -> Result<Connections, StoreError> {

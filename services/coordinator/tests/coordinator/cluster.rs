@@ -106,7 +106,12 @@ impl Cluster {
 
     /// Without waiting for health.
     pub(crate) async fn start_cold(layout: Layout) -> Self {
-        let args = TelemetryArgs { log: "off".into(), log_format: LogFormat::Human };
+        let args = TelemetryArgs {
+            log: "off".into(),
+            log_format: LogFormat::Human,
+            trace_steps: false,
+            trace_prompts: false,
+        };
         TELEMETRY.get_or_init(|| telemetry::init("coordinator-test", &args).unwrap());
         let start = |scripts: Vec<Script>| scripts.into_iter().map(Fake::start).collect::<Vec<_>>();
         let (text_encoder, base_unet) = (start(layout.text_encoder), start(layout.base_unet));

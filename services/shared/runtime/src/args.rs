@@ -54,7 +54,7 @@ pub struct TlsArgs {
     pub tls_client_name: Vec<String>,
 }
 
-/// What is logged, and how. Traces are sent to where `OTEL_EXPORTER_OTLP_ENDPOINT` says, if it is set.
+/// What is logged and traced, and how. Traces and metrics are sent to where `OTEL_EXPORTER_OTLP_ENDPOINT` says, if it is set.
 #[derive(Args, Clone, Debug)]
 pub struct TelemetryArgs {
     /// What is logged to standard error: error, warn, info, debug, trace, off, or a list as "info,sdxl_stage=debug"
@@ -64,6 +64,14 @@ pub struct TelemetryArgs {
     /// How log lines are written
     #[arg(long, env = "SDXL_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t = LogFormat::Human)]
     pub log_format: LogFormat,
+
+    /// Record each step of a denoiser as a span of its own, in place of an event of its run's
+    #[arg(long, env = "SDXL_TRACE_STEPS")]
+    pub trace_steps: bool,
+
+    /// Record prompts in traces, for whoever may read those
+    #[arg(long, env = "SDXL_TRACE_PROMPTS")]
+    pub trace_prompts: bool,
 }
 
 /// How log lines are written.

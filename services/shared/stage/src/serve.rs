@@ -6,7 +6,7 @@ use crate::{
     grpc::{DenoiserGrpc, InfoCell, StageInfoGrpc, TextEncoderGrpc, VaeGrpc},
     info::StageInfo,
     jobs::{DecodeJob, DenoiseEvent, DenoiseJob, EncodeJob, EncodedPicture, TextEmbedding},
-    worker::{self, Phase, WorkerHandle},
+    worker::{self, Load, Phase, WorkerHandle},
 };
 use anyhow::{Context, bail};
 use candle_core::Tensor;
@@ -14,6 +14,7 @@ use sdxl_core::StageKind;
 use sdxl_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES, v1};
 use sdxl_runtime::{
     Health, Shutdown,
+    metrics::catalogue,
     server::{self, Server},
     telemetry,
 };
@@ -140,8 +141,9 @@ fn start<const PORT: u16, E: Engine + 'static>(
         let shutdown = Shutdown::on_signals(args.server.stop_on_stdin_close)?;
         let listener = server::listen(&args.server).await?;
         let (worker, built) =
-            worker::spawn(args.worker, build).context("cannot start the device's thread")?;
+            worker::spawn(kind, args.worker, build).context("cannot start the device's thread")?;
         let info = InfoCell::default();
+        observe(kind, &worker, &info);
         let service = service(worker.clone(), info.clone());
         let server = Server {
             listener,
@@ -152,6 +154,28 @@ fn start<const PORT: u16, E: Engine + 'static>(
         };
         serve(server, service, worker, info, built).await
     })
+}
+
+/// Has what the worker has to do read whenever somebody asks for metrics.
+fn observe<E: Engine + 'static>(kind: StageKind, worker: &WorkerHandle<E>, info: &InfoCell) {
+    let stage = kind.name();
+    let load = worker.load();
+    catalogue::DEVICE_BUSY.observe(move |emit| emit.value(load.borrow().busy.as_secs_f64(), [stage.into()]));
+    let load = worker.load();
+    catalogue::DEVICE_RUNS.observe(move |emit| {
+        let Load { queued, active, .. } = *load.borrow();
+        for (state, count) in [("queued", queued), ("active", active)] {
+            #[expect(clippy::cast_precision_loss, reason = "some hundreds at most")]
+            emit.value(count as f64, [stage.into(), state.into()]);
+        }
+    });
+    let info = info.clone();
+    catalogue::DEVICE_MEMORY.observe(move |emit| {
+        let is_cpu = info.get().is_ok_and(|info| info.device == "cpu");
+        if let Some(bytes) = telemetry::resident_bytes().filter(|_| is_cpu) {
+            emit.value(bytes, [stage.into(), "cpu".into()]);
+        }
+    });
 }
 
 fn telemetry_name(kind: StageKind) -> &'static str {

@@ -6,6 +6,7 @@
 //! whoever serves has to end the process then.
 
 mod queue;
+mod told;
 mod turns;
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     error::StageError,
 };
 use queue::{Job, Queue};
-use sdxl_core::{StepTimes, Tenant};
+use sdxl_core::{StageKind, StepTimes, Tenant};
 use sdxl_runtime::{Deadline, Terms};
 use std::{
     any::Any,
@@ -25,7 +26,8 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{Span, info, info_span};
+use told::{RunSpan, Steps, outcome};
+use tracing::info;
 use turns::{Candidate, Turns};
 
 /// What a step is thought to take before any was seen.
@@ -113,7 +115,7 @@ impl<E: Engine> WorkerHandle<E> {
     pub fn submit(&self, request: E::Request, terms: Terms) -> Result<Events<E>, StageError> {
         // Unbounded, so that the device never waits for a slow reader; a run has a bounded number of steps.
         let (events, receiver) = mpsc::unbounded_channel();
-        let span = info_span!("run", queue_ms = tracing::field::Empty, run_ms = tracing::field::Empty);
+        let span = RunSpan::new();
         self.0.push(Job { request, events, terms, submitted: Instant::now(), span })?;
         Ok(receiver)
     }
@@ -137,12 +139,13 @@ impl<E: Engine> WorkerHandle<E> {
     }
 }
 
-/// Starts the thread that builds, warms up and owns an engine. What `build` gives beside the engine arrives at the
+/// Starts the thread that builds, warms up and owns an engine of a stage. What `build` gives beside the engine arrives at the
 /// receiver once the engine is warm, or the error that ended it.
 ///
 /// # Errors
 /// Where the system has no thread for it.
 pub fn spawn<E, I>(
+    stage: StageKind,
     args: WorkerArgs,
     build: impl FnOnce() -> anyhow::Result<(E, I)> + Send + 'static,
 ) -> io::Result<(WorkerHandle<E>, oneshot::Receiver<anyhow::Result<I>>)>
@@ -173,6 +176,7 @@ where
                     turns: Turns::default(),
                     turn: 0,
                     times: StepTimes::new(),
+                    steps: Steps::new(stage),
                 }
                 .run();
             }
@@ -195,6 +199,7 @@ struct Worker<E: Engine> {
     turn: u64,
     /// What steps have taken.
     times: StepTimes,
+    steps: Steps,
 }
 
 /// A run with its caller.
@@ -211,7 +216,8 @@ struct Active<E: Engine> {
 struct Caller<E: Engine> {
     events: mpsc::UnboundedSender<Result<EventOf<E>, StageError>>,
     terms: Terms,
-    span: Span,
+    span: RunSpan,
+    stage: StageKind,
     queue_time: Duration,
     run_time: Duration,
     /// When `run_time` was last counted, and how many turns there had been by then.
@@ -240,9 +246,15 @@ impl<E: Engine> Caller<E> {
         let _ = self.events.send(event);
     }
 
+    /// It ends with `error`.
+    fn fail(self, error: StageError) {
+        self.span.ended(self.stage, outcome(&error), self.run_time);
+        self.tell(Err(error));
+    }
+
     fn finish(self, output: E::Output) {
         let (queue_time, run_time) = (self.queue_time, self.run_time);
-        self.span.record("run_ms", milliseconds(run_time));
+        self.span.ended(self.stage, "ok", run_time);
         self.tell(Ok(RunEvent::Done(Finished { output, queue_time, run_time })));
     }
 }
@@ -256,7 +268,7 @@ impl<E: Engine> Worker<E> {
             let work = self.take_on().and_then(|()| self.turn());
             if let Err(panic) = work {
                 for active in self.active.drain(..) {
-                    active.caller.tell(Err(StageError::Stopped));
+                    active.caller.fail(StageError::Stopped);
                 }
                 tracing::error!("the engine panicked: {panic}");
                 return self.queue.fail();
@@ -271,17 +283,15 @@ impl<E: Engine> Worker<E> {
     /// Drops what nobody waits for any more.
     fn sweep(&mut self) {
         self.queue.sweep();
-        self.active.retain(|active| {
-            if active.caller.has_gone() {
-                info!(parent: &active.caller.span, steps_done = active.steps_done, "the caller has gone");
-                return false;
+        let is_over = |active: &mut Active<E>| active.caller.has_gone() || active.caller.late();
+        for Active { caller, steps_done, .. } in self.active.extract_if(.., is_over) {
+            if caller.has_gone() {
+                info!(parent: caller.span.span(), steps_done, "the caller has gone");
+                caller.span.ended(caller.stage, "cancelled", caller.run_time);
+            } else {
+                caller.fail(StageError::Deadline { steps_done });
             }
-            if active.caller.late() {
-                active.caller.tell(Err(StageError::Deadline { steps_done: active.steps_done }));
-                return false;
-            }
-            true
-        });
+        }
         self.queue.set_active(self.active.len());
     }
 
@@ -295,16 +305,19 @@ impl<E: Engine> Worker<E> {
             if !room && self.active.len() >= 2 * self.max_active {
                 return Ok(());
             }
-            let Some(Job { request, events, terms, submitted, span }) = self.queue.pop(count, room) else {
+            let Some(Job { request, events, terms, submitted, mut span }) = self.queue.pop(count, room)
+            else {
                 return Ok(());
             };
             let queue_time = submitted.elapsed();
-            span.record("queue_ms", milliseconds(queue_time));
+            span.begun(queue_time);
+            let stage = self.steps.stage();
             let counted = (Instant::now(), self.turn);
-            let mut caller = Caller { events, terms, span, queue_time, run_time: Duration::ZERO, counted };
+            let mut caller =
+                Caller { events, terms, span, stage, queue_time, run_time: Duration::ZERO, counted };
             caller.tell(Ok(RunEvent::Started { queue_time }));
             let engine = &mut self.engine;
-            let begun = caller.span.clone().in_scope(|| timed(|| engine.begin(request)));
+            let begun = caller.span.span().clone().in_scope(|| timed(|| engine.begin(request)));
             match begun {
                 Ok((run, time)) => {
                     caller.run_time += time;
@@ -312,7 +325,7 @@ impl<E: Engine> Worker<E> {
                     self.begun(run, caller, submitted);
                 }
                 Err(panic) => {
-                    caller.tell(Err(StageError::Panic(panic.clone())));
+                    caller.fail(StageError::Panic(panic.clone()));
                     return Err(panic);
                 }
             }
@@ -323,7 +336,7 @@ impl<E: Engine> Worker<E> {
     fn begun(&mut self, run: Result<E::Run, EngineError>, caller: Caller<E>, submitted: Instant) {
         let run = match run {
             Ok(run) => run,
-            Err(error) => return caller.tell(Err(error.into())),
+            Err(error) => return caller.fail(error.into()),
         };
         let work = self.engine.work(&run);
         let deadline = caller.terms.deadline.map(Deadline::instant);
@@ -359,7 +372,7 @@ impl<E: Engine> Worker<E> {
                 for active in batch {
                     // Which of several it was is not known.
                     let error = if alone { StageError::Panic(panic.clone()) } else { StageError::Stopped };
-                    active.caller.tell(Err(error));
+                    active.caller.fail(error);
                 }
                 return Err(panic);
             }
@@ -391,7 +404,7 @@ impl<E: Engine> Worker<E> {
         for (caller, result) in ended {
             match result {
                 Ok(output) => caller.finish(output),
-                Err(error) => caller.tell(Err(error.into())),
+                Err(error) => caller.fail(error.into()),
             }
         }
         Ok(())
@@ -399,17 +412,20 @@ impl<E: Engine> Worker<E> {
 
     /// One step of each, together. `Err` is a panic's text.
     fn advance(&mut self, batch: &mut [Active<E>]) -> Result<Vec<Result<StepOf<E>, EngineError>>, String> {
-        let span = batch.first().map(|active| active.caller.span.clone());
-        let _entered = span.filter(|_| batch.len() == 1).map(Span::entered);
+        let step = self.steps.span(batch.iter().map(|active| &active.caller.span));
         let engine = &mut self.engine;
         let mut runs: Vec<_> = batch.iter_mut().map(|active| &mut active.run).collect();
-        let (results, time) = timed(|| engine.advance(&mut runs))?;
+        let (results, time) = step.span.in_scope(|| timed(|| engine.advance(&mut runs)))?;
         self.queue.progressed(time);
         let evaluations = batch.iter().map(|active| active.work.evaluations).sum();
         // A turn that only hands over what is done says nothing of how long steps take.
         let is_step = batch.iter().any(|active| active.work.steps > 0) && results.iter().all(Result::is_ok);
         if let Some(first) = batch.first().filter(|_| is_step) {
             self.times.observe(first.work.size, evaluations, time);
+            self.steps.done(first.work.size, batch.len(), time);
+            for Active { caller, steps_done, .. } in &*batch {
+                step.note(&caller.span, *steps_done, batch.len(), time);
+            }
         }
         let shares = batch.iter().map(|active| (&active.caller.terms.tenant, active.work.evaluations));
         self.turns.spent(time, shares);
@@ -440,11 +456,11 @@ impl<E: Engine> Worker<E> {
                 Ok(None) => {}
                 Ok(Some(checkpoint)) => {
                     let active = self.active.remove(place);
-                    info!(parent: &active.caller.span, steps_done = active.steps_done, "handed over");
+                    info!(parent: active.caller.span.span(), steps_done = active.steps_done, "handed over");
                     active.caller.tell(Ok(RunEvent::Step(checkpoint)));
-                    active.caller.tell(Err(StageError::Draining));
+                    active.caller.fail(StageError::Draining);
                 }
-                Err(error) => self.active.remove(place).caller.tell(Err(error.into())),
+                Err(error) => self.active.remove(place).caller.fail(error.into()),
             }
         }
         self.queue.set_active(self.active.len());
@@ -462,10 +478,6 @@ fn timed<T>(work: impl FnOnce() -> T) -> Result<(T, Duration), String> {
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".to_owned())
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

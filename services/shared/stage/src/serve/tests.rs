@@ -110,7 +110,7 @@ async fn start_cold() -> Running {
     let (warm, wait) = std::sync::mpsc::channel();
     let args =
         WorkerArgs { queue_depth: NonZeroUsize::new(2).unwrap(), max_active: NonZeroUsize::new(1).unwrap() };
-    let (worker, built) = worker::spawn(args, move || {
+    let (worker, built) = worker::spawn(StageKind::BaseUnet, args, move || {
         wait.recv()?;
         let info = StageInfo {
             kind: StageKind::BaseUnet,

@@ -15,6 +15,7 @@ use sdxl_core::{
     size::{MAX_SIDE, SIDE_MULTIPLE},
 };
 use std::{convert::Infallible, path::Path, thread};
+use tracing::info_span;
 
 /// An autoencoder's decoder that takes its time.
 #[derive(Debug)]
@@ -74,7 +75,8 @@ impl SimulatedVae {
         self.device.work(self.profile.picture(run.size));
         let hash = hash(&run.latents)?;
         let Size { height, width } = run.size;
-        let data = encode(hash, run.size).map_err(EngineError::failed)?;
+        let span = info_span!("encode picture", media_type = ImageFormat::Png.media_type());
+        let data = span.in_scope(|| encode(hash, run.size)).map_err(EngineError::failed)?;
         let media_type = ImageFormat::Png.media_type();
         Ok(EncodedPicture { data: data.into(), media_type, width, height })
     }

@@ -1,6 +1,6 @@
 //! The queue between callers and the device thread. Its depth counts only requests that someone still waits for.
 
-use super::{EventOf, Load, Phase};
+use super::{EventOf, Load, Phase, told::RunSpan};
 use crate::{engine::Engine, error::StageError};
 use sdxl_core::{Priority, Tenant};
 use sdxl_runtime::{Deadline, Terms};
@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, watch};
-use tracing::Span;
 
 /// A request that waits.
 pub(super) struct Job<E: Engine> {
@@ -19,7 +18,7 @@ pub(super) struct Job<E: Engine> {
     pub(super) events: mpsc::UnboundedSender<Result<EventOf<E>, StageError>>,
     pub(super) terms: Terms,
     pub(super) submitted: Instant,
-    pub(super) span: Span,
+    pub(super) span: RunSpan,
 }
 
 impl<E: Engine> Job<E> {

@@ -21,7 +21,7 @@ async fn batching(queue_depth: usize, max_active: usize, max_batch: usize) -> St
     engine.max_batch = max_batch;
     let count = |n| NonZeroUsize::new(n).unwrap();
     let args = WorkerArgs { queue_depth: count(queue_depth), max_active: count(max_active) };
-    let (worker, built) = spawn(args, move || Ok((engine, ()))).unwrap();
+    let (worker, built) = spawn(StageKind::BaseUnet, args, move || Ok((engine, ()))).unwrap();
     built.await.unwrap().unwrap();
     Stepwise { worker, permits, log }
 }
@@ -285,10 +285,11 @@ async fn what_cannot_be_done_before_the_end_is_handed_over() {
 async fn what_goes_wrong_in_building_is_told() {
     let args = WorkerArgs { queue_depth: NonZeroUsize::MIN, max_active: NonZeroUsize::MIN };
     let (worker, built) =
-        spawn::<ToyEngine, ()>(args, || anyhow::bail!("unet/config.json: no such file")).unwrap();
+        spawn::<ToyEngine, ()>(StageKind::BaseUnet, args, || anyhow::bail!("unet/config.json: no such file"))
+            .unwrap();
     assert_eq!(built.await.unwrap().unwrap_err().to_string(), "unet/config.json: no such file");
     assert_eq!(worker.load().borrow().phase, Phase::Failed);
-    let (_, built) = spawn::<ToyEngine, ()>(args, || panic!("broken")).unwrap();
+    let (_, built) = spawn::<ToyEngine, ()>(StageKind::BaseUnet, args, || panic!("broken")).unwrap();
     assert_eq!(built.await.unwrap().unwrap_err().to_string(), "the engine panicked: broken");
 }
 
@@ -299,7 +300,8 @@ fn what_is_between_two_turns_of_its_own_counts_and_turns_of_others_do_not() {
     let mut caller: Caller<ToyEngine> = Caller {
         events: mpsc::unbounded_channel().0,
         terms: Terms::default(),
-        span: Span::none(),
+        span: RunSpan::new(),
+        stage: StageKind::BaseUnet,
         queue_time: Duration::ZERO,
         run_time: Duration::ZERO,
         counted: (ago(), 4),
