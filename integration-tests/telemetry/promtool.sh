@@ -1,18 +1,20 @@
 #!/bin/sh
-# Installs promtool, which is in Debian's package of Prometheus, for the tests of metrics and alerts, and does nothing where it
-# is there. No server is started.
+# Takes promtool out of Debian's package of Prometheus, for the tests of metrics, and lays it at target/promtool. Nothing is
+# installed, so that no server is started; it is kept in the user's cache folder.
 set -eu
-if command -v promtool >/dev/null; then
-    exit 0
+root=$(cd "$(dirname "$0")/../.." && pwd)
+kept="${XDG_CACHE_HOME:-$HOME/.cache}/sdxl-promtool"
+if [ ! -x "$kept/promtool" ]; then
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    cd "$work"
+    if ! apt-get download -qq prometheus 2>/dev/null; then
+        if [ "$(id -u)" = 0 ]; then apt-get update -qq; else sudo -n apt-get update -qq; fi
+        apt-get download -qq prometheus
+    fi
+    dpkg-deb -x prometheus_*.deb .
+    mkdir -p "$kept"
+    mv usr/bin/promtool "$kept/promtool"
 fi
-if [ "$(id -u)" = 0 ]; then
-    sudo=
-elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
-    sudo=sudo
-else
-    echo "promtool.sh: promtool is missing: install prometheus as root, then run this again" >&2
-    exit 1
-fi
-$sudo apt-get update -qq
-# The package would start a server on the default port, which nobody here asks for.
-$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends prometheus >/dev/null
+mkdir -p "$root/target"
+ln -sfn "$kept/promtool" "$root/target/promtool"

@@ -29,7 +29,7 @@ pub(crate) fn outstanding_seconds(
     Some(outstanding as f64 / speed)
 }
 
-/// Has all of it read, for as long as the fleets are there.
+/// Has all of it read. What is said of fleets ends with them.
 pub(crate) fn observe(
     fleets: &Arc<Fleets>,
     admission: &Admission,
@@ -71,8 +71,10 @@ pub(crate) fn observe(
 
 /// What has not happened yet is there as 0, so that its first time is seen as a change.
 fn begin(fleets: &Fleets) {
-    for outcome in ["ok", "invalid", "refused", "deadline", "cancelled", "failed"] {
-        catalogue::REQUESTS.add(0, ["call".into(), outcome.into()]);
+    for kind in ["call", "job"] {
+        for outcome in ["ok", "invalid", "refused", "deadline", "cancelled", "failed"] {
+            catalogue::REQUESTS.add(0, [kind.into(), outcome.into()]);
+        }
     }
     catalogue::PICTURES.add(0, []);
     for state in ["succeeded", "failed", "cancelled"] {

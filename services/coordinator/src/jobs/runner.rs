@@ -74,8 +74,6 @@ fn span(taken: &Taken) -> Span {
         pictures = Empty,
         outcome = Empty,
         otel.status_code = Empty,
-        prompt = Empty,
-        negative_prompt = Empty,
     );
     if let Some(kept) = taken.record.spec().ok().and_then(|spec| spec.traceparent) {
         propagation::go_on(&kept, &span);

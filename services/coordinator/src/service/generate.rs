@@ -96,8 +96,10 @@ impl Generation {
     ) -> Result<Accepted, GenerateError> {
         if telemetry::detail().prompts {
             let span = Span::current();
-            span.record("prompt", &request.prompt);
-            span.record("negative_prompt", request.negative_prompt.as_deref());
+            propagation::attribute(&span, "sdxl.prompt", request.prompt.clone());
+            if let Some(negative) = request.negative_prompt.clone() {
+                propagation::attribute(&span, "sdxl.negative_prompt", negative);
+            }
         }
         let mut record = Record::start(kind, terms.deadline);
         match self.plan(terms, request, violations, caller).instrument(info_span!("admit")).await {
@@ -219,14 +221,7 @@ impl Accepted {
 
 /// The span of a request, from its being read to its last picture.
 fn request_span() -> Span {
-    info_span!(
-        "generate",
-        pictures = Empty,
-        outcome = Empty,
-        otel.status_code = Empty,
-        prompt = Empty,
-        negative_prompt = Empty,
-    )
+    info_span!("generate", pictures = Empty, outcome = Empty, otel.status_code = Empty,)
 }
 
 #[tonic::async_trait]

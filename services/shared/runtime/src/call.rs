@@ -13,8 +13,11 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
+use prost::Message;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use std::{
     borrow::Cow,
+    collections::HashSet,
     convert::Infallible,
     future::Future,
     pin::Pin,
@@ -33,6 +36,9 @@ use tracing::{Instrument, Span, debug, field, info, info_span};
 /// tonic ends a call at its deadline with CANCELLED; we come first by this much, so that it is DEADLINE_EXCEEDED.
 const EARLIER: Duration = Duration::from_millis(2);
 
+/// What methods are called that are not served here.
+const OTHER: &str = "other";
+
 /// Services that are asked all the time, by whoever places and scales work: without a trace of the caller's such calls have none,
 /// and their lines are for debugging.
 const ASKED_ALL_THE_TIME: [&str; 2] = ["sdxl.v1.StageService", "externalscaler.ExternalScaler"];
@@ -43,11 +49,15 @@ pub(crate) struct CallLayer {
     health: Health,
     shutdown: Shutdown,
     running: Arc<watch::Sender<usize>>,
+    /// `SERVICE/METHOD` of all that may be served here.
+    methods: Arc<HashSet<String>>,
 }
 
 impl CallLayer {
-    pub(crate) fn new(health: Health, shutdown: Shutdown) -> Self {
-        Self { health, shutdown, running: Arc::new(watch::Sender::new(0)) }
+    /// `descriptors` are encoded file descriptor sets, of which the methods are known by name in metrics and traces.
+    pub(crate) fn new(health: Health, shutdown: Shutdown, descriptors: &[&[u8]]) -> Self {
+        let methods = Arc::new(descriptors.iter().flat_map(|set| methods(set)).collect());
+        Self { health, shutdown, running: Arc::new(watch::Sender::new(0)), methods }
     }
 
     /// Waits until no call is running.
@@ -132,7 +142,7 @@ where
 struct Record {
     running: Arc<watch::Sender<usize>>,
     span: Span,
-    /// Service and method; none for services that are not served here, whose names have no bound.
+    /// Service and method; none of those that are not known.
     method: Option<String>,
     started: Instant,
     status: Option<Code>,
@@ -144,11 +154,12 @@ impl Record {
     fn new(layer: &CallLayer, request: &Request<Body>) -> Self {
         let path = request.uri().path().trim_start_matches('/');
         let (service, _) = path.split_once('/').unwrap_or((path, ""));
-        let is_known = layer.health.services().contains(&service);
+        // Names that callers make up have no bound.
+        let is_known = layer.methods.contains(path);
         layer.running.send_modify(|n| *n += 1);
         Self {
             running: Arc::clone(&layer.running),
-            span: span(path, service, request.headers()),
+            span: span(if is_known { path } else { OTHER }, service, request.headers()),
             method: is_known.then(|| path.to_owned()),
             started: Instant::now(),
             status: None,
@@ -201,13 +212,26 @@ impl Drop for Record {
 impl Record {
     fn measure(&mut self, code: Code, elapsed: Duration) {
         let method = self.method.take().filter(|_| code != Code::Unimplemented);
-        let method: Cow<'static, str> = method.map_or("other".into(), Cow::Owned);
+        let method: Cow<'static, str> = method.map_or(OTHER.into(), Cow::Owned);
         let received = self.received.load(Ordering::Relaxed);
         let labels = [method.clone(), rpc::status_name(code).into()];
         catalogue::CALL_DURATION.record_in(&self.span, elapsed.as_secs_f64(), labels);
         catalogue::HOP_IO.add(received, [method.clone(), "received".into()]);
         catalogue::HOP_IO.add(self.sent, [method, "sent".into()]);
     }
+}
+
+/// `SERVICE/METHOD` of an encoded file descriptor set.
+fn methods(descriptors: &[u8]) -> Vec<String> {
+    let files = FileDescriptorSet::decode(descriptors).unwrap_or_default().file;
+    let of_file = |file: FileDescriptorProto| {
+        let package = file.package().to_owned();
+        file.service.into_iter().flat_map(move |service| {
+            let name = format!("{package}.{}", service.name());
+            service.method.into_iter().map(move |method| format!("{name}/{}", method.name()))
+        })
+    };
+    files.into_iter().flat_map(of_file).collect()
 }
 
 /// A call's span, in the caller's trace.

@@ -96,6 +96,11 @@ pub fn event<const N: usize>(span: &Span, name: &'static str, attributes: [(&'st
     span.add_event(name, attributes.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect());
 }
 
+/// Says something of `span` in traces. Unlike a field of `tracing` it is in no log.
+pub fn attribute(span: &Span, name: &'static str, value: impl Into<Value>) {
+    span.set_attribute(name, value);
+}
+
 /// Makes `span` a child of another for traces alone: the other may end before it.
 pub fn follow(span: &Span, parent: &Span) {
     // Fails only where there is no telemetry to take part in.

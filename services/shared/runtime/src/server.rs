@@ -147,7 +147,7 @@ pub async fn serve(server: Server, routes: Routes) -> Result<(), ServerError> {
         .add_service(health_service.clone())
         .add_service(reflection(&health, descriptors).build_v1()?)
         .add_service(reflection(&health, descriptors).build_v1alpha()?);
-    let calls = CallLayer::new(health.clone(), shutdown.clone());
+    let calls = CallLayer::new(health.clone(), shutdown.clone(), descriptors);
     let close = Shutdown::new();
     let has_tls = listener.tls.is_some();
     let called = run(router(routes, &calls), listener.calls, listener.tls, &close);

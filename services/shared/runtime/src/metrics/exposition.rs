@@ -169,11 +169,10 @@ struct Labels(String);
 impl Labels {
     fn new<'a>(attributes: impl Iterator<Item = &'a KeyValue>, last: Option<(&str, &str)>) -> Self {
         let mut pairs: Vec<(String, String)> = attributes
-            .map(|KeyValue { key, value, .. }| {
-                (key.as_str().replace(['.', '-'], "_"), escaped(&value.as_str()))
-            })
+            .map(|KeyValue { key, value, .. }| (label(key.as_str()), escaped(&value.as_str())))
             .collect();
         pairs.sort_unstable();
+        pairs.dedup_by(|later, first| later.0 == first.0);
         pairs.extend(last.map(|(name, value)| (name.to_owned(), value.to_owned())));
         Self(pairs.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect::<Vec<_>>().join(","))
     }
@@ -183,6 +182,12 @@ impl Display for Labels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() { Ok(()) } else { write!(f, "{{{}}}", self.0) }
     }
+}
+
+/// A name as labels may have one, whatever it is elsewhere.
+fn label(name: &str) -> String {
+    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    if name.starts_with(|c: char| c.is_ascii_digit()) { format!("_{name}") } else { name }
 }
 
 fn escaped(value: &str) -> String {

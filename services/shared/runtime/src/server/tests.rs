@@ -224,7 +224,7 @@ async fn a_health_watch_and_an_endless_call_do_not_hold_the_server() {
 #[tokio::test]
 async fn the_deadline_is_deadline_exceeded_and_not_cancelled() {
     // Past the wire: tonic's client would end the call by itself.
-    let layer = CallLayer::new(Health::new(&[]).await, Shutdown::new());
+    let layer = CallLayer::new(Health::new(&[]).await, Shutdown::new(), &[]);
     let mut service = tower::Layer::layer(&layer, Slow(Duration::from_secs(3600)));
     let mut request = http::Request::new(Body::empty());
     request.headers_mut().insert("grpc-timeout", "30m".parse().unwrap());
