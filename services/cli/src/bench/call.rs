@@ -171,29 +171,6 @@ fn failed(status: &Status, late: bool) -> Outcome {
     Outcome::Failed { code, message: status.message().to_owned() }
 }
 
-/// A code as gRPC writes it, and this project's documents.
-pub(super) fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,13 +189,5 @@ mod tests {
         assert_eq!(code(&Status::cancelled("Timeout expired"), true), Code::DeadlineExceeded);
         assert_eq!(code(&Status::cancelled("by the cluster"), false), Code::Cancelled);
         assert_eq!(code(&Status::resource_exhausted("full"), true), Code::ResourceExhausted);
-    }
-
-    #[test]
-    fn codes_are_written_as_grpc_writes_them() {
-        for code in (0..=16).map(Code::from_i32) {
-            let name = code_name(code);
-            assert_eq!(name.replace('_', "").to_lowercase(), format!("{code:?}").to_lowercase());
-        }
     }
 }

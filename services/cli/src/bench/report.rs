@@ -2,11 +2,12 @@
 
 use super::{
     baseline::Baseline,
-    call::{Outcome, Sample, Timing, code_name},
+    call::{Outcome, Sample, Timing},
     load::{Load, Pace, Run, WarmUp},
     quantiles::Quantiles,
 };
 use sdxl_core::{Priority, StageKind};
+use sdxl_runtime::rpc::status_name;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use tonic::Code;
@@ -297,12 +298,12 @@ fn outcomes(samples: &[&Sample]) -> (BTreeMap<&'static str, u64>, BTreeMap<&'sta
         let code = match &sample.outcome {
             Outcome::Answered { .. } => Code::Ok,
             Outcome::Failed { code, message } => {
-                messages.entry(code_name(*code)).or_insert_with(|| message.clone());
+                messages.entry(status_name(*code)).or_insert_with(|| message.clone());
                 *code
             }
             Outcome::NoAnswer | Outcome::Dropped => continue,
         };
-        *outcomes.entry(code_name(code)).or_default() += 1;
+        *outcomes.entry(status_name(code)).or_default() += 1;
     }
     (outcomes, messages)
 }

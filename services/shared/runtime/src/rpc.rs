@@ -38,3 +38,16 @@ pub(crate) fn is_error(code: Code) -> bool {
             | Code::DataLoss
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_written_as_grpc_writes_them() {
+        for code in (0..=16).map(Code::from_i32) {
+            let name = status_name(code);
+            assert_eq!(name.replace('_', "").to_lowercase(), format!("{code:?}").to_lowercase());
+        }
+    }
+}
