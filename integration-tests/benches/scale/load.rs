@@ -62,6 +62,17 @@ impl Sample {
         self.answered() && self.deadline.is_none_or(|deadline| self.latency <= deadline)
     }
 
+    /// What a stage says that its picture waited and ran there, in milliseconds.
+    pub(crate) fn at(&self, stage: v1::Stage) -> Option<f64> {
+        let Outcome::Answered(timings) = &self.outcome else { return None };
+        let times = timings
+            .iter()
+            .filter(|timing| timing.stage() == stage)
+            .flat_map(|timing| [timing.queue_time, timing.run_time])
+            .filter_map(|time| time.and_then(|time| Duration::try_from(time).ok()));
+        Some(times.map(|time| time.as_secs_f64()).sum::<f64>() * 1e3)
+    }
+
     /// Latency since it was sent, less what the stages say that it waited and ran there, in milliseconds. It has one
     /// picture, so all its calls follow each other.
     pub(crate) fn added_ms(&self) -> Option<f64> {

@@ -1,5 +1,5 @@
 //! What one coordinator costs and how far a cluster scales, with simulated replicas: `make bench-scale`, or one part of it
-//! by `cargo bench -p integration-tests --bench scale -- scale|latency|double|overload`. Needs the release binaries beside it.
+//! by `cargo bench -p integration-tests --bench scale -- scale|latency|double|overload|telemetry`. Needs the release binaries beside it.
 //!
 //! - `scale`: 64 base, 16 refiner, 8 VAE and 4 text-encoder replicas behind one coordinator. How busy the bottleneck is,
 //!   what a picture costs the coordinator in processor time, latency and memory.
@@ -7,6 +7,8 @@
 //! - `double`: twice the replicas, up to 64 base replicas: what comes out.
 //! - `overload`: half as many requests again as the cluster can do, with deadlines. What is done in time, how fast the
 //!   rest is refused, and what a small tenant notices of it.
+//! - `telemetry`: what traces and metrics cost the coordinator that are sent to a real collector, or to one that never
+//!   answers (`integration-tests/telemetry/setup.sh` builds the collector).
 //!
 //! Every replica is a process of its own, and all of them share the machine's processors with the coordinator and with
 //! this load. So the profile (`profile.toml`) is that of an H200 slowed down until devices, and not processors, are what
@@ -20,6 +22,7 @@ mod figures;
 mod load;
 mod overload;
 mod scale;
+mod telemetry;
 
 use figures::Figures;
 use std::process::ExitCode;
@@ -34,10 +37,10 @@ fn main() -> ExitCode {
         ["latency"] => runtime.block_on(scale::latency()),
         ["double"] => runtime.block_on(double::run()),
         ["overload"] => runtime.block_on(overload::run()),
+        ["telemetry"] => runtime.block_on(telemetry::run()),
         _ => {
-            eprintln!(
-                "usage: cargo bench -p integration-tests --bench scale -- scale|latency|double|overload"
-            );
+            let parts = "scale|latency|double|overload|telemetry";
+            eprintln!("usage: cargo bench -p integration-tests --bench scale -- {parts}");
             return ExitCode::from(2);
         }
     };

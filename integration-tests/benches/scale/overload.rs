@@ -9,6 +9,7 @@ use crate::{
     },
     load::{Load, Outcome, Sample},
 };
+use sdxl_proto::v1::Stage;
 use std::time::{Duration, Instant};
 
 const PLACES: u32 = 320;
@@ -24,6 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const USUAL: f64 = 0.8;
 const FLOOD: f64 = 1.5;
 const SMALL: f64 = 0.01;
+const STAGES: [Stage; 4] = [Stage::TextEncoder, Stage::BaseUnet, Stage::Refiner, Stage::Vae];
 
 pub(crate) async fn run() -> Figures {
     let mut figures = Figures::default();
@@ -58,6 +60,12 @@ pub(crate) async fn run() -> Figures {
     figures.add("small tenant: of them not answered", refused as f64, "", Info);
     figures.add("small tenant: 95th percentile before the flood", p95(&usual) / 1e3, "s", Info);
     figures.add("small tenant: 95th percentile in the flood", p95(&flood) / 1e3, "s", Info);
+    for stage in STAGES {
+        let p95 = |part: &Part| quantile(part.of("small").filter_map(|s| s.at(stage)), 0.95) / 1e3;
+        let name = stage.as_str_name();
+        figures.add(format!("small tenant: of it at {name}, before the flood"), p95(&usual), "s", Info);
+        figures.add(format!("small tenant: of it at {name}, in the flood"), p95(&flood), "s", Info);
+    }
     figures.add("anyone: 95th percentile in the closed loop, where all batches are full", full, "s", Info);
     let rise = 100.0 * (p95(&flood) / p95(&usual) - 1.0);
     figures.add("small tenant: rise of it", rise, "%", AtMost(20.0));
@@ -84,6 +92,15 @@ fn admitted(figures: &mut Figures, when: &str, sent: &[Sample]) {
     );
     figures.add(format!("{when}: taken on and late"), late as f64, "", Info);
     figures.add(format!("{when}: late by over 5 %, or given up"), missed as f64, "", AtMost(0.0));
+    // What was late, and where its time went.
+    for sample in taken().filter(|sample| !sample.in_time()) {
+        let at = STAGES.map(|stage| sample.at(stage).unwrap_or(f64::NAN) / 1e3);
+        eprintln!(
+            "{when}: late: {:?} after {:.1} s, at its stages {at:.1?} s",
+            sample.tenant,
+            ms(sample) / 1e3
+        );
+    }
     let mut failures = std::collections::BTreeMap::new();
     for sample in sent {
         if let Outcome::Failed(code, message) = &sample.outcome {

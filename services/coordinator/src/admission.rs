@@ -3,14 +3,15 @@
 //!
 //! Tenants share each stage in equal parts, so a request waits for others of its own tenant, and for as much of every
 //! other tenant's work at most. Of `x` units of a tenant's work, its new ones among them, the last is begun after
-//! `sum over tenants of min(their work, x)` units in all: that over the stage's speed is how long it waits there.
+//! `sum over tenants of min(their work, x)` units in all: that over the stage's speed is how long it waits there. A part of
+//! that speed is others': those who ask for little go before all ([`FIRST_SHARE`]), and none can say when they will.
 //!
 //! The stages work side by side, so the waits do not add up: a picture goes on at a stage once it has left the one before
 //! and that stage's own wait is over, whichever is later. How long it is at work there is learnt from pictures that are: a
 //! step that four share takes longer than one of its own, though the four are done sooner.
 
 use crate::placement::Fleets;
-use sdxl_core::{Plan, StageKind, Tenant};
+use sdxl_core::{FIRST_SHARE, Plan, StageKind, Tenant};
 use sdxl_runtime::Deadline;
 use std::{
     collections::HashMap,
@@ -166,7 +167,8 @@ fn done_in(
             // Its last picture waits for its others too.
             let wait = before + ahead + own.saturating_sub(work.of_one[stage]);
             #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-            let wait = Duration::try_from_secs_f64(wait as f64 / speed).unwrap_or(Duration::MAX);
+            let wait = Duration::try_from_secs_f64(wait as f64 / (speed * (1.0 - FIRST_SHARE)))
+                .unwrap_or(Duration::MAX);
             done = done.max(wait);
         }
         done = done.saturating_add(work.at_work[stage]);
@@ -221,8 +223,8 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// Ten units a second on the base, nothing known of the others.
-    const SPEEDS: [Option<f64>; 4] = [None, Some(10.0), None, None];
+    /// Ten units a second on the base beside what others may take, nothing known of the other stages.
+    const SPEEDS: [Option<f64>; 4] = [None, Some(10.0 / (1.0 - FIRST_SHARE)), None, None];
 
     fn base(units: u64) -> Work {
         let at_work = [0, 1, 0, 0].map(Duration::from_secs);
@@ -270,7 +272,7 @@ mod tests {
     fn waits_of_stages_that_work_side_by_side_do_not_add_up() {
         let admission = Admission::new(100);
         let one = tenant("one");
-        let speeds = [None, Some(10.0), Some(10.0), Some(1.0)];
+        let speeds = [10.0, 10.0, 10.0, 1.0].map(|speed| Some(speed / (1.0 - FIRST_SHARE)));
         let at_work = [0, 2, 3, 1].map(Duration::from_secs);
         let work = |pictures: u64| {
             let of_one = [1, 5, 8, 1];

@@ -22,4 +22,4 @@ pub use scheduler::{
 };
 pub use size::{CropCoords, Size};
 pub use speed::StepTimes;
-pub use tenant::{Priority, Tenant};
+pub use tenant::{FIRST_SHARE, Priority, Tenant};

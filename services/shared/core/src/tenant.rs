@@ -6,6 +6,9 @@ use std::{fmt, str::FromStr, sync::Arc};
 /// The longest name of a tenant in bytes.
 pub const MAX_TENANT_BYTES: usize = 64;
 
+/// The part of a stage's time in which those who ask for little may go before all others.
+pub const FIRST_SHARE: f64 = 1.0 / 8.0;
+
 /// On whose behalf a request is made. Tenants share a busy cluster in equal parts, whatever each asks for. Requests
 /// that name none are one tenant's, the unnamed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -77,6 +77,13 @@ pub struct Work {
     pub steps: u32,
 }
 
+impl Work {
+    /// Of one step, in evaluations times pixels.
+    pub(crate) fn of_a_step(&self) -> u64 {
+        u64::from(self.evaluations) * u64::from(self.size.height) * u64::from(self.size.width)
+    }
+}
+
 /// How a run stands after a piece of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step<Event, Output> {

@@ -427,7 +427,7 @@ impl<E: Engine> Worker<E> {
                 step.note(&caller.span, *steps_done, batch.len(), time);
             }
         }
-        let shares = batch.iter().map(|active| (&active.caller.terms.tenant, active.work.evaluations));
+        let shares = batch.iter().map(|active| (&active.caller.terms.tenant, active.work.of_a_step()));
         self.turns.spent(time, shares);
         self.turn += 1;
         for active in batch {
