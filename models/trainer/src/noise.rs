@@ -1,5 +1,7 @@
 //! The noise of training (section 2.5): 1000 levels of a scaled-linear schedule, the same that sampling goes down.
 
+use crate::recipe::LossWeight;
+
 /// Levels of noise.
 pub const LEVELS: usize = 1000;
 
@@ -43,10 +45,12 @@ impl NoiseSchedule {
         ((1.0 - alpha) / alpha).sqrt() as f32
     }
 
-    /// Weight of the loss at level `t`, on average 1 over levels `0..levels`. Errors in noise count as sigma does:
-    /// what is decided under much noise, layout and colour, would hardly count otherwise.
+    /// Weight of the loss at level `t`, on average 1 over levels `0..levels`.
     #[must_use]
-    pub fn weight(&self, t: usize, levels: usize) -> f32 {
+    pub fn weight(&self, kind: LossWeight, t: usize, levels: usize) -> f32 {
+        if kind == LossWeight::Uniform {
+            return 1.0;
+        }
         let raw = |t| self.sigma(t).clamp(0.1, 15.0);
         let mean = (0..levels).map(raw).sum::<f32>() / levels as f32;
         raw(t) / mean
@@ -67,7 +71,17 @@ mod tests {
         }
         let [signal, noise] = schedule.shares(500);
         assert!((signal * signal + noise * noise - 1.0).abs() < 1e-6);
-        let mean = (0..200).map(|t| schedule.weight(t, 200)).sum::<f32>() / 200.0;
-        assert!((mean - 1.0).abs() < 1e-4 && schedule.weight(199, 200) > schedule.weight(0, 200));
+    }
+
+    #[test]
+    fn weights_of_the_loss_rise_with_the_noise_or_are_alike() {
+        let schedule = NoiseSchedule::default();
+        let weights = |kind| (0..200).map(|t| schedule.weight(kind, t, 200)).collect::<Vec<_>>();
+        let mean = weights(LossWeight::Sigma).iter().sum::<f32>() / 200.0;
+        assert!((mean - 1.0).abs() < 1e-4, "{mean}");
+        let ratio = |kind| schedule.weight(kind, 199, 200) / schedule.weight(kind, 100, 200);
+        let sigmas = schedule.sigma(199) / schedule.sigma(100);
+        assert!((ratio(LossWeight::Sigma) / sigmas - 1.0).abs() < 1e-5);
+        assert!(weights(LossWeight::Uniform).iter().all(|weight| *weight == 1.0));
     }
 }

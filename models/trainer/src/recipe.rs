@@ -237,6 +237,9 @@ pub struct Denoiser {
     /// Of those, only what had at most this share of the target's sides is kept; all if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub largest_small_original: Option<f64>,
+    /// How much each level of noise counts.
+    #[serde(default, skip_serializing_if = "LossWeight::is_default")]
+    pub loss_weight: LossWeight,
     /// Whether pictures that were small and enlarged are left out: the first of the three models that the paper
     /// compares there.
     #[serde(default)]
@@ -248,6 +251,23 @@ pub struct Denoiser {
 
 fn default_size_conditioning() -> bool {
     true
+}
+
+/// How much an error in the noise counts at each level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossWeight {
+    /// As sigma does. What is decided under much noise, layout and colour, is learnt sooner.
+    #[default]
+    Sigma,
+    /// Alike at all levels, as in the paper. What is decided under little noise, how sharp edges are, is learnt sooner.
+    Uniform,
+}
+
+impl LossWeight {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// `[training]`

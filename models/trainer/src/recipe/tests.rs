@@ -101,6 +101,11 @@ fn a_value_out_of_range_is_told_with_its_range() {
         ),
         (
             "batch_size = 48",
+            "batch_size = 48\nloss_weight = \"snr\"",
+            "unknown variant `snr`, expected `sigma` or `uniform`",
+        ),
+        (
+            "batch_size = 48",
             "batch_size = 48\nlargest_small_original = 1.5",
             "base.largest_small_original = 1.5: must be 0.05 to 1",
         ),

@@ -200,7 +200,7 @@ impl Steps<'_> {
             let both = clean[from..].iter().zip(&noise[from..from + len]);
             latents.extend(both.map(|(x, n)| signal * x + share * n));
             timesteps.push(t as f32);
-            weights.push(schedule.weight(t, self.levels));
+            weights.push(schedule.weight(self.denoiser.loss_weight, t, self.levels));
         }
         let tensor = |values| Tensor::from_vec(values, (batch, 4, h, w), &Device::Cpu);
         Ok(Noised {
