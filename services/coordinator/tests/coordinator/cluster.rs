@@ -109,6 +109,7 @@ impl Cluster {
         let args = TelemetryArgs {
             log: "off".into(),
             log_format: LogFormat::Human,
+            log_from: None,
             trace_steps: false,
             trace_prompts: false,
         };

@@ -61,6 +61,10 @@ pub struct TelemetryArgs {
     #[arg(long, env = "SDXL_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 
+    /// A file with such a filter, which holds in place of --log and is read again when it changes
+    #[arg(long, env = "SDXL_LOG_FROM", value_name = "FILE")]
+    pub log_from: Option<PathBuf>,
+
     /// How log lines are written
     #[arg(long, env = "SDXL_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value_t = LogFormat::Human)]
     pub log_format: LogFormat,

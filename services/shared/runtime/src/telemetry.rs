@@ -1,10 +1,13 @@
 //! Logs, traces and metrics. Logs go to standard error, as standard output belongs to the line that names the listener.
 
+mod levels;
+
 use crate::{
     args::{LogFormat, TelemetryArgs},
     metrics::{Reader, catalogue},
 };
 use anyhow::Context;
+use levels::Levels;
 use opentelemetry::{KeyValue, global, trace::TracerProvider};
 use opentelemetry_otlp::{
     MetricExporter, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_METRICS_ENDPOINT,
@@ -17,8 +20,9 @@ use opentelemetry_sdk::{
     trace::{IdGenerator, RandomIdGenerator, Sampler, SdkTracerProvider},
 };
 use std::{env, fs, io, sync::OnceLock, time::Duration};
+use tokio::task::JoinSet;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt,
+    Layer, Registry, filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
 /// How long the end of a process may wait for the last spans to be sent.
@@ -48,6 +52,7 @@ pub fn detail() -> Detail {
 pub struct TelemetryGuard {
     traces: SdkTracerProvider,
     metrics: SdkMeterProvider,
+    _levels: JoinSet<()>,
 }
 
 impl Drop for TelemetryGuard {
@@ -70,12 +75,9 @@ impl Drop for TelemetryGuard {
 /// that log lines and answers can name. Must be called in a tokio runtime of more than one thread.
 ///
 /// # Errors
-/// Where the filter cannot be parsed, an exporter's settings make no sense, or there is a subscriber already.
+/// Where the filter cannot be read or parsed, an exporter's settings make no sense, or there is a subscriber already.
 pub fn init(service: &'static str, args: &TelemetryArgs) -> anyhow::Result<TelemetryGuard> {
-    // What kube's watcher complains of we say ourselves, once and not each second; a filter that names it is heeded.
-    let directives = format!("kube_runtime=error,{}", args.log);
-    let filter =
-        EnvFilter::try_new(&directives).with_context(|| format!("--log: {:?} is not a filter", args.log))?;
+    let (levels, filter) = Levels::new(args)?;
     let resource = resource(service);
     let traces = tracer_provider(resource.clone())?;
     let metrics = meter_provider(resource)?;
@@ -98,7 +100,7 @@ pub fn init(service: &'static str, args: &TelemetryArgs) -> anyhow::Result<Telem
         .with(spans(&traces))
         .try_init()
         .context("telemetry is already set up")?;
-    Ok(TelemetryGuard { traces, metrics })
+    Ok(TelemetryGuard { traces, metrics, _levels: levels.follow() })
 }
 
 /// Bytes of memory that this process holds, where the system says so.
@@ -198,11 +200,12 @@ mod tests {
     fn a_wrong_filter_is_named() {
         let args = TelemetryArgs {
             log: "sdxl=loud".to_owned(),
+            log_from: None,
             log_format: LogFormat::Human,
             trace_steps: false,
             trace_prompts: false,
         };
         let error = init("test", &args).unwrap_err();
-        assert!(error.to_string().contains("sdxl=loud"), "{error}");
+        assert!(format!("{error:#}").starts_with("--log: \"sdxl=loud\" is not a filter"), "{error:#}");
     }
 }
