@@ -1,5 +1,6 @@
 //! A cluster of simulated replicas, each a process, behind a real coordinator; and what its processes take.
 
+use super::direct::Direct;
 use integration_tests::{
     Clients,
     process::{Server, Starting},
@@ -114,6 +115,15 @@ impl Cluster {
     /// Connections to the public service.
     pub(crate) fn clients(&self) -> Vec<Clients> {
         (0..CONNECTIONS).map(|_| Clients::new(self.coordinator.address())).collect()
+    }
+
+    /// Connections to all stages, past the coordinator.
+    pub(crate) async fn direct(&self) -> Direct {
+        let of = |wanted: &str| {
+            let stage = self.stages.iter().find(|(kind, _)| *kind == wanted).expect("all stages are there");
+            stage.1.iter().map(Server::address).collect()
+        };
+        Direct::new(["text-encoder", "base-unet", "refiner", "vae"].map(of)).await
     }
 
     /// How long calls take here that a stage answers at once, with next to nothing in them: what is the machine's own of a

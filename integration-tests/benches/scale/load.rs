@@ -1,5 +1,6 @@
 //! Requests in a closed loop or an open one, and what came of each.
 
+use super::direct::Direct;
 use integration_tests::Clients;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sdxl_proto::v1::{self, StageTiming};
@@ -16,9 +17,9 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 /// Denoising steps of a picture, drawn anew for each, so that pictures do not stay in step.
-const STEPS: Range<u32> = 20..31;
+pub(crate) const STEPS: Range<u32> = 20..31;
 /// The base's part of them: with four times as many bases as refiners these are less busy.
-const SPLIT: f32 = 0.88;
+pub(crate) const SPLIT: f32 = 0.88;
 
 /// How a request ended.
 #[derive(Clone, Debug)]
@@ -88,9 +89,17 @@ impl Sample {
     }
 }
 
+/// Who makes the pictures.
+pub(crate) enum To {
+    /// A coordinator, over these connections by turns.
+    Coordinator(Vec<Clients>),
+    /// The stages, which are called by the client itself; there are no tenants and no deadlines then.
+    Stages(Box<Direct>),
+}
+
 /// Sends requests and keeps what comes of them.
 pub(crate) struct Load {
-    clients: Vec<Clients>,
+    to: To,
     seed: u64,
     sent: AtomicU64,
     samples: Mutex<Vec<Sample>>,
@@ -98,10 +107,15 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Requests over `clients` by turns; each `seed` has prompts of its own.
+    /// Requests to a coordinator over `clients` by turns; each `seed` has prompts of its own.
     pub(crate) fn new(clients: Vec<Clients>, seed: u64) -> Arc<Self> {
+        Self::to(To::Coordinator(clients), seed)
+    }
+
+    /// The same to whomever.
+    pub(crate) fn to(to: To, seed: u64) -> Arc<Self> {
         Arc::new(Self {
-            clients,
+            to,
             seed,
             sent: AtomicU64::new(0),
             samples: Mutex::default(),
@@ -167,6 +181,31 @@ impl Load {
 
     async fn send(&self, tenant: &'static str, deadline: Option<Duration>, due: Instant) {
         let number = self.sent.fetch_add(1, Ordering::Relaxed);
+        let lag = due.elapsed();
+        let answer = match &self.to {
+            To::Coordinator(clients) => {
+                let clients = &clients[usize::try_from(number).expect("few requests") % clients.len()];
+                let request = self.terms(number, tenant, deadline, due);
+                clients.images().generate(request).await.map(|answer| answer.into_inner().timings)
+            }
+            To::Stages(direct) => direct.picture(self.seed, number).await,
+        };
+        let latency = due.elapsed();
+        let outcome = match answer {
+            Ok(timings) => Outcome::Answered(timings),
+            Err(status) => failed(&status),
+        };
+        let sample = Sample { tenant, due, lag, latency, deadline, outcome };
+        self.samples.lock().expect("no caller panicked").push(sample);
+    }
+
+    fn terms(
+        &self,
+        number: u64,
+        tenant: &'static str,
+        deadline: Option<Duration>,
+        due: Instant,
+    ) -> Request<v1::GenerateRequest> {
         let mut request = Request::new(self.request(number));
         if !tenant.is_empty() {
             request.metadata_mut().insert("sdxl-tenant", tenant.parse().expect("a name"));
@@ -176,16 +215,7 @@ impl Load {
             let left = deadline.saturating_sub(due.elapsed()).as_millis();
             request.metadata_mut().insert("grpc-timeout", format!("{left}m").parse().expect("a time"));
         }
-        let turn = usize::try_from(number).expect("few requests") % self.clients.len();
-        let lag = due.elapsed();
-        let answer = self.clients[turn].images().generate(request).await;
-        let latency = due.elapsed();
-        let outcome = match answer {
-            Ok(answer) => Outcome::Answered(answer.into_inner().timings),
-            Err(status) => failed(&status),
-        };
-        let sample = Sample { tenant, due, lag, latency, deadline, outcome };
-        self.samples.lock().expect("no caller panicked").push(sample);
+        request
     }
 
     fn request(&self, number: u64) -> v1::GenerateRequest {

@@ -17,6 +17,7 @@
 //! It is no test: it measures time. It ends with 1 where a figure misses its target.
 
 mod cluster;
+mod direct;
 mod double;
 mod figures;
 mod load;
