@@ -170,6 +170,7 @@ mod tests {
                         ..Default::default()
                     },
                 ],
+                ..Default::default()
             },
             Duration::from_millis(1250),
         );
