@@ -200,3 +200,31 @@ async fn texts_from_the_cache_are_told() {
     }
     assert_eq!(seen, [(2, 0), (2, 2), (2, 1)]);
 }
+
+/// What is refused is not lost: nothing had begun.
+#[tokio::test]
+async fn refusals_are_a_wait() {
+    let full = Script::new(StageKind::Vae).refuse(tonic::Status::resource_exhausted("the queue is full"));
+    let vae = vec![full, slow(StageKind::Vae)];
+    let mut cluster =
+        Cluster::start(Layout { vae, patience: Duration::from_secs(20), ..Layout::default() }).await;
+    ready(&cluster, 2, 2).await;
+    cluster.vae[1].kill();
+    ready(&cluster, 2, 1).await;
+    let mut client = cluster.client();
+    let caller = tokio::spawn(async move { client.generate(cat()).await });
+    while cluster.vae[0].log.decodes.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let refused = Instant::now();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let waited = refused.elapsed();
+    let again = Fake::start_at(slow(StageKind::Vae), cluster.vae[1].address);
+    let answer = caller.await.unwrap().unwrap().into_inner();
+    let timing = of(&answer, Stage::Vae, Some(0));
+    assert_eq!(timing.replica, again.address.to_string());
+    assert_eq!((timing.resumes, timing.lost_attempts.len()), (0, 0), "{timing:?}");
+    assert!(time(timing.wait_time) >= waited, "{timing:?} after {waited:?}");
+    let (start, end) = span(timing);
+    assert!(start >= waited && end - start < Duration::from_secs(1), "{timing:?}");
+}
