@@ -106,7 +106,7 @@ impl Scale {
     }
 }
 
-/// The bar of `spans`, each at its place. A cell shows what takes most of it, so that what is shorter than a cell is seen.
+/// The bar of `spans`, each at its place.
 pub(super) fn draw(spans: &[Span], scale: Scale, style: Style) -> String {
     let mut bar = String::new();
     let mut last = None;
@@ -122,26 +122,42 @@ pub(super) fn draw(spans: &[Span], scale: Scale, style: Style) -> String {
     bar
 }
 
+/// A cell shows what takes most of it, if half of it is taken. Where that is so of none, the longest span has one.
 fn cells(spans: &[Span], scale: Scale) -> Vec<Option<Kind>> {
-    let mut cells = vec![(None, 0.0); scale.cells];
+    let mut cells = vec![Cell::default(); scale.cells];
     for span in spans {
         let (begin, end) = (scale.place(span.begin), scale.place(span.end));
-        // Also what took no time at all has its place.
-        let last = (end.ceil() as usize).clamp(begin as usize + 1, begin as usize + 1 + scale.cells);
-        for index in begin as usize..last {
-            let index = index.min(scale.cells.saturating_sub(1));
-            let taken = (end.min(index as f64 + 1.0) - begin.max(index as f64)).max(f64::MIN_POSITIVE);
-            if let Some(cell) = cells.get_mut(index).filter(|cell| taken > cell.1) {
-                *cell = (Some(span.kind), taken);
+        for (index, cell) in cells.iter_mut().enumerate().take(end.ceil() as usize).skip(begin as usize) {
+            let taken = end.min(index as f64 + 1.0) - begin.max(index as f64);
+            cell.taken += taken;
+            if taken > cell.most {
+                (cell.most, cell.kind) = (taken, Some(span.kind));
             }
         }
     }
-    cells.into_iter().map(|(kind, _)| kind).collect()
+    let mut kinds: Vec<_> = cells.iter().map(|cell| cell.kind.filter(|_| cell.taken >= 0.5)).collect();
+    let longest = spans.iter().max_by(|a, b| (a.end - a.begin).total_cmp(&(b.end - b.begin)));
+    if let Some(span) = longest.filter(|_| kinds.iter().all(Option::is_none)) {
+        let place = (scale.place(span.begin) as usize).min(scale.cells.saturating_sub(1));
+        if let Some(kind) = kinds.get_mut(place) {
+            *kind = Some(span.kind);
+        }
+    }
+    kinds
 }
 
-/// What the glyphs of `rows` mean, in as many lines as it takes.
-pub(super) fn legend(rows: &[Row], style: Style) -> Vec<String> {
-    let is_there = |kind: &Kind| rows.iter().flat_map(|row| &row.spans).any(|span| span.kind == *kind);
+/// How much of a cell is taken, and what takes most.
+#[derive(Clone, Copy, Default)]
+struct Cell {
+    taken: f64,
+    most: f64,
+    kind: Option<Kind>,
+}
+
+/// What the glyphs in the bars of `rows` mean, in as many lines as it takes.
+pub(super) fn legend(rows: &[Row], scale: Scale, style: Style) -> Vec<String> {
+    let seen: Vec<_> = rows.iter().flat_map(|row| cells(&row.spans, scale)).flatten().collect();
+    let is_there = |kind: &Kind| seen.contains(kind);
     let mut lines: Vec<String> = Vec::new();
     let mut width = 0;
     for kind in Kind::ALL.into_iter().filter(is_there) {

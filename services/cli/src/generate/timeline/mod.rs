@@ -56,7 +56,7 @@ pub(super) fn draw(report: &Report, style: Style) -> String {
     if rows.iter().any(|row| !row.is_placed) {
         lines.push("The cluster does not say when this work began: each bar begins at the left.".to_owned());
     }
-    lines.extend(bar::legend(&rows, style));
+    lines.extend(bar::legend(&rows, scale, style));
     lines.extend(totals::by_stage(report));
     lines.push(String::new());
     lines.extend(totals::whole(report, &rows));

@@ -85,6 +85,19 @@ fn three() -> GenerateSummary {
     }
 }
 
+#[test]
+fn a_row_that_is_shorter_than_a_cell_has_one_and_the_others_are_to_scale() {
+    let timings = vec![
+        timing(Stage::BaseUnet, Some(0), 0, [0, 500, 500]),
+        timing(Stage::Refiner, Some(0), 500, [0, 499, 499]),
+        timing(Stage::Vae, Some(0), 999, [0, 1, 1]),
+    ];
+    let text = drawn(one(timings, 1000), 1000, WIDE);
+    let bars = text.lines().skip(1).take(3).map(|line| line.chars().filter(|c| *c == '█').count());
+    let bars: Vec<_> = bars.collect();
+    assert!(bars[0].abs_diff(bars[1]) <= 1 && bars[0] > 20 && bars[2] == 1, "{bars:?}\n{text}");
+}
+
 /// A picture by itself.
 fn one(timings: Vec<StageTiming>, total: i64) -> GenerateSummary {
     let whole = RequestTiming { total_time: ms(total), admission_time: ms(1), ..RequestTiming::default() };
@@ -96,19 +109,19 @@ fn three_pictures_of_which_one_lost_a_replica() {
     let expected = "
               0       1 s      2 s      3 s           time  steps                 replica
 text-encoder  █                                    44.0 ms                        text-encoder:50062
-0 base-unet   ███████████╌                          1.23 s  20 x 60.0 ms          base-unet:50062
+0 base-unet    ██████████                           1.23 s  20 x 60.0 ms          base-unet:50062
 0 refiner                ████                       405 ms  5 x 80.0 ms           refiner:50062
-0 vae                       ██                      140 ms                        vae:50062
-1 base-unet   █████████╳                            1.04 s  9 x 100 ms, died      base-unet-1:50062
-1 base-unet            ····░░░█████████████╌        2.25 s  15 x 100 ms, 4 again  base-unet:50062
+0 vae                        █                      140 ms                        vae:50062
+1 base-unet    ████████╳                            1.04 s  9 x 100 ms, died      base-unet-1:50062
+1 base-unet             ···░░░█████████████         2.25 s  15 x 100 ms, 4 again  base-unet:50062
 1 refiner                                  ████     406 ms  5 x 80.0 ms           refiner:50062
-1 vae                                         ██    139 ms                        vae:50062
-2 base-unet   ░░░░░░░░░░░███████████                2.46 s  20 x 60.0 ms          base-unet:50062
-2 refiner                          █████            404 ms  5 x 80.0 ms           refiner:50062
+1 vae                                          █    139 ms                        vae:50062
+2 base-unet    ░░░░░░░░░░███████████                2.46 s  20 x 60.0 ms          base-unet:50062
+2 refiner                           ███             404 ms  5 x 80.0 ms           refiner:50062
 2 vae                                  ██           137 ms                        vae:50062
-coordinator   ▒                            ▒   ▒   21.0 ms
-█ on the device   ░ in the replica's queue   · waiting for a replica
-╌ the way there and back, others' turns   ╳ lost, until that was known   ▒ at no stage
+coordinator   ▒                                    21.0 ms
+█ on the device   ░ in the replica's queue   · waiting for a replica   ╳ lost, until that was known
+▒ at no stage
 
 sums         calls    waited    worked      rest      lost  steps
 text-encoder     1   1.00 ms   38.0 ms   5.00 ms      0 ms
@@ -129,27 +142,27 @@ fn a_narrow_terminal_has_figures_in_lines_of_their_own() {
               0        1 s      2 s      3 s            time
 text-encoder  #                                      44.0 ms
               text-encoder:50062
-0 base-unet   ############                            1.23 s
+0 base-unet    ###########                            1.23 s
               20 x 60.0 ms  base-unet:50062
-0 refiner                #####                        405 ms
+0 refiner                 ####                        405 ms
               5 x 80.0 ms  refiner:50062
-0 vae                        ##                       140 ms
+0 vae                         #                       140 ms
               vae:50062
-1 base-unet   #########xx                             1.04 s
+1 base-unet    ########x                              1.04 s
               9 x 100 ms, died  base-unet-1:50062
 1 base-unet             ....---#############~         2.25 s
               15 x 100 ms, 4 again  base-unet:50062
-1 refiner                                   #####     406 ms
+1 refiner                                    ####     406 ms
               5 x 80.0 ms  refiner:50062
-1 vae                                           ##    139 ms
+1 vae                                            #    139 ms
               vae:50062
-2 base-unet   ------------###########~                2.46 s
+2 base-unet    -----------###########                 2.46 s
               20 x 60.0 ms  base-unet:50062
 2 refiner                            ####             404 ms
               5 x 80.0 ms  refiner:50062
-2 vae                                   ###           137 ms
+2 vae                                    #            137 ms
               vae:50062
-coordinator   =                             =    =   21.0 ms
+coordinator   =                                      21.0 ms
 # on the device   - in the replica's queue
 . waiting for a replica
 ~ the way there and back, others' turns
@@ -193,7 +206,7 @@ fn one_picture_has_no_number_and_texts_may_be_known() {
               0       20 ms    40 ms   60 ms    80 ms          time  steps           replica
 text-encoder  ▒▒▒                                           5.00 ms  from the cache
 base-unet         ███████████████████████████████████╌╌     85.0 ms  4 x 20.0 ms     base-unet:50062
-coordinator   ▒▒▒▒▒                                   ▒▒▒   15.0 ms
+coordinator   ▒▒▒▒                                     ▒▒   15.0 ms
 █ on the device   ╌ the way there and back, others' turns   ▒ at no stage
 
 sums         calls    waited    worked      rest  steps
@@ -220,7 +233,7 @@ text-encoder  ██                                           44.0 ms          
 base-unet     █████████████████████████████████████████╌    1.23 s  20 x 60.0 ms  base-unet:50062
 refiner       ██████████████                                405 ms  5 x 80.0 ms   refiner:50062
 The cluster does not say when this work began: each bar begins at the left.
-█ on the device   ░ in the replica's queue   ╌ the way there and back, others' turns
+█ on the device   ╌ the way there and back, others' turns
 
 sums         calls    waited    worked      rest  steps
 text-encoder     1   1.00 ms   38.0 ms   5.00 ms
@@ -243,7 +256,7 @@ fn an_answer_that_was_made_before_says_so() {
 #[test]
 fn colours_are_around_cells_of_a_kind_and_change_nothing_else() {
     let coloured = drawn(three(), 3950, Style { colour: true, ..WIDE });
-    assert!(coloured.contains("\u{1b}[32m█████████\u{1b}[0m\u{1b}[31m╳\u{1b}[0m "), "{coloured}");
+    assert!(coloured.contains("\u{1b}[32m████████\u{1b}[0m\u{1b}[31m╳\u{1b}[0m "), "{coloured}");
     let mut plain = String::new();
     for part in coloured.split('\u{1b}') {
         plain.push_str(
