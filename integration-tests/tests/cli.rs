@@ -1,7 +1,8 @@
 //! `sdxl`, as a person uses it.
 
-use integration_tests::{Made, Picture, process};
+use integration_tests::{Clients, Cluster, ClusterConfig, Made, Picture, Profile, Server, process};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use sdxl_proto::v1;
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -92,6 +93,137 @@ fn up_and_generate_make_a_picture() {
     let said =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(name), "it says where the picture is: {said}");
+}
+
+const TWO: [&str; 14] = [
+    "generate",
+    "a red fox",
+    "--num-images",
+    "2",
+    "--width",
+    "72",
+    "--height",
+    "64",
+    "--steps",
+    "4",
+    "--refiner-split",
+    "0.5",
+    "--seed",
+    "5",
+];
+
+#[test]
+fn a_timeline_has_a_line_for_each_stage_of_each_picture() {
+    let up = Up::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("fox.png");
+    let flags = ["--trace", "--endpoint", &up.address, "-o", file.to_str().unwrap()];
+    let mut command = sdxl(&[&TWO[..], &flags].concat());
+    command.env("LC_ALL", "C");
+    let output = process::run(command, LIMIT);
+    let drawn = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{drawn}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2, "files alone are results");
+    assert!(drawn.is_ascii(), "the locale has no more: {drawn}");
+    let rows = ["text-encoder", "0 base-unet", "0 refiner", "0 vae", "1 base-unet", "1 refiner", "1 vae"];
+    let mut lines = drawn.lines().skip_while(|line| !line.starts_with(rows[0]));
+    for row in rows.iter().chain(&["coordinator"]) {
+        let line = lines.next().unwrap();
+        assert!(line.starts_with(row), "{row}: {line}");
+        assert!(
+            line.contains(['#', '-', '~', '=']) && line.contains(" ms"),
+            "it has a bar and a time: {line}"
+        );
+        let denoises = row.ends_with("base-unet") || row.ends_with("refiner");
+        assert_eq!(line.contains("2 x "), denoises, "it has its steps: {line}");
+        assert_eq!(line.contains("127.0.0.1:"), *row != "coordinator", "it has its replica: {line}");
+    }
+    let (_, trace) = drawn.trim_end().rsplit_once("\ntrace ").unwrap();
+    assert!(trace.len() == 32 && trace.chars().all(|c| c.is_ascii_hexdigit()), "{trace}");
+}
+
+/// The numbers that it is drawn of.
+#[test]
+fn stages_lie_one_after_another_within_the_whole() {
+    let up = Up::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("fox.png");
+    let flags = ["--json", "--trace", "--endpoint", &up.address, "-o", file.to_str().unwrap()];
+    let output = process::run(sdxl(&[&TWO[..], &flags].concat()), LIMIT);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("coordinator"), "nothing is drawn: {said}");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let number = |value: &serde_json::Value| value.as_f64().unwrap_or_else(|| panic!("{value} in {json}"));
+    let whole = &json["request_timing"];
+    let total = number(&whole["total_time_s"]);
+    assert!(total <= number(&json["elapsed_s"]), "{json}");
+    let texts = number(&whole["texts_time_offset_s"]);
+    assert!(number(&whole["admission_time_s"]) <= texts, "{json}");
+    let timings = json["timings"].as_array().unwrap();
+    assert_eq!(timings.len(), 7, "{json}");
+    let ends = |timing: &serde_json::Value| {
+        let start = number(&timing["start_time_offset_s"]);
+        assert!(number(&timing["wait_time_s"]) <= start, "{timing}");
+        (start, start + number(&timing["total_time_s"]))
+    };
+    assert!(ends(&timings[0]).1 <= texts + NANOSECOND, "{json}");
+    for picture in 0..2 {
+        let own: Vec<_> = timings.iter().filter(|timing| timing["image_index"] == picture).collect();
+        let stages: Vec<_> = own.iter().map(|timing| timing["stage"].as_str().unwrap()).collect();
+        assert_eq!(stages, ["base-unet", "refiner", "vae"]);
+        let mut before = texts;
+        for timing in own {
+            let (start, end) = ends(timing);
+            assert!(before <= start + NANOSECOND && end <= total + NANOSECOND, "{timing} in {json}");
+            before = end;
+        }
+    }
+}
+
+/// Seconds as numbers in base two are not exact.
+const NANOSECOND: f64 = 1e-9;
+
+/// Waits until a denoiser has been at work for a while.
+async fn at_work(server: &Server, time: Duration) {
+    let mut stage = Clients::new(server.address()).stage();
+    let end = Instant::now() + LIMIT;
+    while stage.get_load(v1::GetLoadRequest {}).await.unwrap().into_inner().active == 0 {
+        assert!(Instant::now() < end, "it has nothing to do");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(time).await;
+}
+
+#[tokio::test]
+async fn a_timeline_has_what_a_replica_did_before_it_died() {
+    let profile = Profile::quick(0.1);
+    let config = ClusterConfig { base_unets: 2, patience: 30, ..ClusterConfig::simulated(profile.path()) };
+    let cluster = Cluster::start(&config);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("fox.png");
+    let picture = ["--num-images", "3", "--steps", "20", "--refiner-split", "0.8"];
+    let flags = ["--trace", "--endpoint", cluster.coordinator.address(), "-o", file.to_str().unwrap()];
+    let mut command = sdxl(&[&["generate", "a red fox"], &picture[..], &flags].concat());
+    command.env("LC_ALL", "C.UTF-8").stdout(Stdio::null()).stderr(Stdio::piped());
+    let generate = command.spawn().unwrap();
+    let victim = &cluster.base_unets[0];
+    at_work(victim, Duration::from_millis(800)).await;
+    victim.kill();
+    let output = generate.wait_with_output().unwrap();
+    let drawn = String::from_utf8(output.stderr).unwrap();
+    println!("{drawn}");
+    assert!(output.status.success(), "{drawn}\n{}", cluster.stderr());
+    let lines: Vec<_> = drawn.lines().collect();
+    let lost: Vec<_> = (0..lines.len()).filter(|i| lines[*i].contains(", died")).collect();
+    assert!(!lost.is_empty(), "{drawn}");
+    let address = |server: &Server| server.address().trim_start_matches("http://").to_owned();
+    for index in lost {
+        let (lost, went_on) = (lines[index], lines[index + 1]);
+        assert!(lost.ends_with(&address(victim)) && lost.contains('█'), "{drawn}");
+        assert!(went_on.ends_with(&address(&cluster.base_unets[1])), "{drawn}");
+        assert_eq!(lost[..11], went_on[..11], "of the same picture: {drawn}");
+    }
+    assert!(drawn.contains("of them again"), "{drawn}");
 }
 
 #[test]

@@ -147,5 +147,23 @@ pub fn duration(duration: Duration) -> prost_types::Duration {
 /// A span of time off the wire; zero where absent or negative.
 #[must_use]
 pub fn duration_or_zero(duration: Option<prost_types::Duration>) -> Duration {
-    duration.and_then(|d| d.try_into().ok()).unwrap_or_default()
+    // prost-types negates what is negative, which overflows for the least number of seconds.
+    duration.filter(|d| d.seconds >= 0).and_then(|d| d.try_into().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_span_of_time_is_none() {
+        let read = |seconds, nanos| duration_or_zero(Some(prost_types::Duration { seconds, nanos }));
+        assert_eq!(read(1, 500_000_000), Duration::from_millis(1500));
+        assert_eq!(read(1, -500_000_000), Duration::from_millis(500));
+        for (seconds, nanos) in [(-1, 0), (i64::MIN, i32::MIN), (i64::MIN, 0), (0, i32::MIN)] {
+            assert_eq!(read(seconds, nanos), Duration::ZERO, "{seconds} s and {nanos} ns");
+        }
+        assert_eq!(duration_or_zero(None), Duration::ZERO);
+        assert_eq!(read(i64::MAX, i32::MAX).as_secs(), i64::MAX.unsigned_abs());
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 /// Variables that terminals and desktops set for every program.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct TerminalArgs {
-    /// Coloured log prefixes: on a terminal, or whatever the output is
+    /// Coloured log prefixes and timelines: on a terminal, or whatever the output is
     #[arg(long, global = true, env = "SDXL_COLOR", value_name = "WHEN", value_enum, default_value_t = Color::Auto)]
     pub(crate) color: Color,
     /// See <https://no-color.org>
@@ -28,6 +28,15 @@ pub(crate) struct TerminalArgs {
     /// Set by Windows Terminal
     #[arg(long = "wt-session-variable", env = "WT_SESSION", hide = true)]
     pub(crate) wt_session: Option<String>,
+    /// The locale, for all of its parts
+    #[arg(long = "lc-all-variable", env = "LC_ALL", hide = true)]
+    pub(crate) lc_all: Option<OsString>,
+    /// The locale of characters
+    #[arg(long = "lc-ctype-variable", env = "LC_CTYPE", hide = true)]
+    pub(crate) lc_ctype: Option<OsString>,
+    /// The locale of what no other variable is about
+    #[arg(long = "lang-variable", env = "LANG", hide = true)]
+    pub(crate) lang: Option<OsString>,
     /// Where programs keep what they can make again
     #[arg(long = "xdg-cache-home-variable", env = "XDG_CACHE_HOME", hide = true)]
     pub(crate) xdg_cache_home: Option<OsString>,
@@ -62,6 +71,13 @@ impl TerminalArgs {
         }
     }
 
+    /// Whether characters are read as UTF-8, by the first variable that says (POSIX's Environment Variables, 8.2).
+    pub(crate) fn takes_utf8(&self) -> bool {
+        let said = [&self.lc_all, &self.lc_ctype, &self.lang].into_iter().flatten().find(|v| !v.is_empty());
+        let locale = said.map(|locale| locale.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+        locale.contains("utf-8") || locale.contains("utf8")
+    }
+
     /// The folder for what can be made again: `$XDG_CACHE_HOME/sdxl` or `~/.cache/sdxl`.
     pub(crate) fn cache_dir(&self) -> Option<PathBuf> {
         // The base directory specification has relative paths ignored.
@@ -72,6 +88,18 @@ impl TerminalArgs {
             folder(&self.xdg_cache_home).or_else(|| folder(&self.home).map(|home| home.join(".cache")));
         base.map(|path| path.join("sdxl"))
     }
+}
+
+/// How wide standard error is drawn, where it is no terminal.
+const NO_TERMINAL_COLUMNS: usize = 100;
+
+/// How many characters fit into a line of standard error.
+pub(crate) fn stderr_columns() -> usize {
+    if !io::stderr().is_terminal() {
+        return NO_TERMINAL_COLUMNS;
+    }
+    let size = rustix::termios::tcgetwinsize(rustix::stdio::stderr()).ok();
+    size.filter(|size| size.ws_col > 0).map_or(80, |size| size.ws_col.into())
 }
 
 /// Standard output's size, where it is a terminal.
@@ -153,6 +181,19 @@ mod tests {
         assert_eq!(args(Some("x"), Some("/h")).cache_dir(), Some("/h/.cache/sdxl".into()));
         assert_eq!(args(None, Some("/h")).cache_dir(), Some("/h/.cache/sdxl".into()));
         assert_eq!(args(None, None).cache_dir(), None);
+    }
+
+    #[test]
+    fn the_first_variable_that_says_anything_tells_how_characters_are_read() {
+        let takes_utf8 = |lc_all: Option<&str>, lc_ctype: Option<&str>, lang: Option<&str>| {
+            let [lc_all, lc_ctype, lang] = [lc_all, lc_ctype, lang].map(|value| value.map(Into::into));
+            TerminalArgs { lc_all, lc_ctype, lang, ..TerminalArgs::default() }.takes_utf8()
+        };
+        assert!(takes_utf8(None, None, Some("de_DE.UTF-8")));
+        assert!(takes_utf8(Some(""), Some("C.utf8"), Some("C")));
+        assert!(!takes_utf8(Some("C"), Some("C.UTF-8"), Some("C.UTF-8")));
+        assert!(!takes_utf8(None, None, Some("en_US.ISO-8859-1")));
+        assert!(!takes_utf8(None, None, None));
     }
 
     #[test]

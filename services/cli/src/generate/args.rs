@@ -18,6 +18,7 @@ Examples:
   sdxl generate \"a lighthouse\" --width 1344 --height 768 -o lighthouse.jpg --quality 95
   sdxl generate \"a harbour\" --num-images 4 -o harbour.png    harbour-0.png to harbour-3.png
   sdxl generate \"a harbour\" --refiner-split 0.8              base, then refiner
+  sdxl generate \"a harbour\" --trace                          where its time went
   sdxl generate --list-sizes                                 the sizes the model was trained at
   sdxl generate \"a photo of a cat\" --json | jq -r '.images[].file'
 
@@ -69,6 +70,11 @@ pub(crate) struct OutputArgs {
     /// Do not show pictures in the terminal
     #[arg(long, env = "SDXL_NO_PREVIEW")]
     pub(crate) no_preview: bool,
+
+    /// Draw the request's timeline after the pictures: when each stage was at work on each, on which replica and in how
+    /// many steps, what it waited for, and what was lost on the way. It goes to standard error; --json has its numbers
+    #[arg(long, env = "SDXL_TRACE")]
+    pub(crate) trace: bool,
 
     /// Print one JSON object: files, seeds, timings, warnings and trace_id
     #[arg(long, env = "SDXL_JSON")]

@@ -9,6 +9,7 @@ mod report;
 mod stream_tests;
 #[cfg(test)]
 mod tests;
+mod timeline;
 
 pub(crate) use args::{GenerateArgs, flag_of};
 pub(crate) use files::replace;
@@ -20,7 +21,7 @@ use crate::{
     failure::Failure,
     model,
     preview::{self, Protocol},
-    terminal::{TerminalArgs, Window},
+    terminal::{self, TerminalArgs, Window},
 };
 use anyhow::{Context, anyhow};
 use files::Target;
@@ -64,6 +65,11 @@ pub(crate) async fn run(args: GenerateArgs, terminal: &TerminalArgs) -> Result<(
         },
         preview: protocol(&args, terminal),
         json: args.output.json,
+        timeline: args.output.trace.then(|| timeline::Style {
+            columns: terminal::stderr_columns(),
+            unicode: terminal.takes_utf8(),
+            colour: terminal.coloured(),
+        }),
         target,
     };
     tokio::select! {
@@ -87,6 +93,7 @@ struct Work<'a> {
     terms: Terms,
     preview: Option<Protocol>,
     json: bool,
+    timeline: Option<timeline::Style>,
     target: Target,
 }
 
@@ -109,6 +116,8 @@ impl Work<'_> {
         if self.json {
             let json = serde_json::to_string_pretty(&report).context("the result is no JSON")?;
             console::result(json);
+        } else if let Some(style) = self.timeline {
+            console::note(timeline::draw(&report, style));
         } else {
             console::note(report.summary());
         }

@@ -16,9 +16,11 @@ pub(super) struct Report {
     pub(super) images: Vec<ImageReport>,
     /// From the request's sending to its last answer.
     pub(super) elapsed_s: f64,
-    timings: Vec<TimingReport>,
+    pub(super) timings: Vec<TimingReport>,
+    /// `None` where the cluster does not tell it, as in results that an older one kept.
+    pub(super) request_timing: Option<RequestReport>,
     warnings: Vec<WarningReport>,
-    trace_id: String,
+    pub(super) trace_id: String,
 }
 
 /// A picture that was written.
@@ -32,15 +34,44 @@ pub(super) struct ImageReport {
     pub(super) seed: u64,
 }
 
-#[derive(Debug, Serialize)]
-struct TimingReport {
-    stage: &'static str,
-    image_index: Option<u32>,
-    replica: String,
-    queue_time_s: f64,
-    run_time_s: f64,
-    total_time_s: f64,
-    steps: u32,
+/// A `StageTiming`. Offsets are from the request's arrival, by the coordinator's clock.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct TimingReport {
+    pub(super) stage: &'static str,
+    pub(super) image_index: Option<u32>,
+    pub(super) replica: String,
+    pub(super) start_time_offset_s: Option<f64>,
+    pub(super) wait_time_s: Option<f64>,
+    pub(super) queue_time_s: f64,
+    pub(super) run_time_s: f64,
+    pub(super) total_time_s: f64,
+    pub(super) steps: u32,
+    pub(super) steps_repeated: u32,
+    pub(super) lost_attempts: Vec<AttemptReport>,
+}
+
+/// What another replica did of it before.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct AttemptReport {
+    pub(super) replica: String,
+    pub(super) start_time_offset_s: Option<f64>,
+    pub(super) wait_time_s: Option<f64>,
+    pub(super) queue_time_s: Option<f64>,
+    pub(super) run_time_s: Option<f64>,
+    pub(super) total_time_s: f64,
+    pub(super) steps: u32,
+    /// `died`, `hung` or `stopped`.
+    pub(super) end: &'static str,
+}
+
+/// A `RequestTiming`.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct RequestReport {
+    pub(super) total_time_s: f64,
+    pub(super) admission_time_s: f64,
+    pub(super) texts_time_offset_s: f64,
+    pub(super) texts: u32,
+    pub(super) texts_from_cache: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,6 +98,13 @@ impl Report {
         self.elapsed_s = elapsed.as_secs_f64();
         self.trace_id = summary.trace_id;
         self.timings = summary.timings.into_iter().map(timing).collect();
+        self.request_timing = summary.request_timing.map(|whole| RequestReport {
+            total_time_s: seconds(whole.total_time),
+            admission_time_s: seconds(whole.admission_time),
+            texts_time_offset_s: seconds(whole.texts_time_offset),
+            texts: whole.texts,
+            texts_from_cache: whole.texts_from_cache,
+        });
         self.warnings = summary
             .warnings
             .into_iter()
@@ -111,22 +149,62 @@ impl WarningReport {
     }
 }
 
+impl TimingReport {
+    /// That the replica did which ended it: what others had done and lost is not among them, unless it was done again.
+    pub(super) fn steps_of_the_last(&self) -> u64 {
+        let lost: u64 = self.lost_attempts.iter().map(|lost| u64::from(lost.steps)).sum();
+        (u64::from(self.steps) + u64::from(self.steps_repeated)).saturating_sub(lost)
+    }
+}
+
+fn seconds(time: Option<prost_types::Duration>) -> f64 {
+    duration_or_zero(time).as_secs_f64()
+}
+
+/// The same of what need not be there.
+fn told(time: Option<prost_types::Duration>) -> Option<f64> {
+    time.map(|time| seconds(Some(time)))
+}
+
 fn timing(timing: v1::StageTiming) -> TimingReport {
-    let seconds = |d| duration_or_zero(d).as_secs_f64();
     TimingReport {
         stage: v1::Stage::try_from(timing.stage).ok().and_then(stage_kind).map_or("unknown", StageKind::name),
         image_index: timing.image_index,
         replica: timing.replica,
+        start_time_offset_s: told(timing.start_time_offset),
+        wait_time_s: told(timing.wait_time),
         queue_time_s: seconds(timing.queue_time),
         run_time_s: seconds(timing.run_time),
         total_time_s: seconds(timing.total_time),
         steps: timing.steps,
+        steps_repeated: timing.steps_repeated,
+        lost_attempts: timing.lost_attempts.into_iter().map(attempt).collect(),
+    }
+}
+
+fn attempt(lost: v1::StageAttempt) -> AttemptReport {
+    let end = match lost.end() {
+        v1::AttemptEnd::Died => "died",
+        v1::AttemptEnd::Hung => "hung",
+        v1::AttemptEnd::Stopped => "stopped",
+        v1::AttemptEnd::Unspecified => "lost",
+    };
+    AttemptReport {
+        replica: lost.replica,
+        start_time_offset_s: told(lost.start_time_offset),
+        wait_time_s: told(lost.wait_time),
+        queue_time_s: told(lost.queue_time),
+        run_time_s: told(lost.run_time),
+        total_time_s: seconds(lost.total_time),
+        steps: lost.steps,
+        end,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn report() -> Report {
         let half = Some(prost_types::Duration { seconds: 0, nanos: 500_000_000 });
@@ -170,6 +248,7 @@ mod tests {
                         ..Default::default()
                     },
                 ],
+                request_timing: Some(v1::RequestTiming { total_time: half, texts: 2, ..Default::default() }),
             },
             Duration::from_millis(1250),
         );
@@ -202,5 +281,40 @@ mod tests {
         assert_eq!(json["warnings"][0]["truncated_text"], "the \"end\"");
         assert_eq!(json["warnings"][1]["nearest_size"]["width"], 1344);
         assert_eq!(json["trace_id"], "0af7");
+        assert_eq!(json["request_timing"]["total_time_s"], 0.5);
+        assert_eq!(json["request_timing"]["texts"], 2);
+    }
+
+    #[test]
+    fn json_has_what_was_lost_and_tells_nothing_that_was_not_told() {
+        let half = Some(prost_types::Duration { seconds: 0, nanos: 500_000_000 });
+        let lost = v1::StageAttempt {
+            replica: "unet-1:50062".into(),
+            start_time_offset: half,
+            total_time: half,
+            steps: 9,
+            end: v1::AttemptEnd::Hung.into(),
+            ..Default::default()
+        };
+        let timing =
+            v1::StageTiming { steps: 20, steps_repeated: 4, lost_attempts: vec![lost], ..Default::default() };
+        let mut report = Report::default();
+        let summary = v1::GenerateSummary { timings: vec![timing], ..Default::default() };
+        report.close(summary, Duration::ZERO);
+        assert_eq!(report.timings[0].steps_of_the_last(), 15);
+        let json = serde_json::to_value(report).unwrap();
+        let timing = &json["timings"][0];
+        assert_eq!((&timing["start_time_offset_s"], &timing["steps_repeated"]), (&json!(null), &json!(4)));
+        let expected = json!({
+            "replica": "unet-1:50062",
+            "start_time_offset_s": 0.5,
+            "wait_time_s": null,
+            "queue_time_s": null,
+            "run_time_s": null,
+            "total_time_s": 0.5,
+            "steps": 9,
+            "end": "hung",
+        });
+        assert_eq!((&timing["lost_attempts"], &json["request_timing"]), (&json!([expected]), &json!(null)));
     }
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     pipeline::{Events, GenerateError, Item, Kept},
-    service::Kind,
+    service::{Arrival, Kind},
     store::StoreError,
 };
 use sdxl_core::{Classify, ErrorClass, Violations};
@@ -273,8 +273,9 @@ async fn attempt(
     request: v1::GenerateRequest,
     kept: &Kept,
 ) -> Result<v1::GenerateSummary, GenerateError> {
+    let arrival = Arrival::now(Kind::Job);
     let mut accepted =
-        shared.generation.accept_on(Kind::Job, terms, request, Violations::default(), None).await?;
+        shared.generation.accept_on(arrival, terms, request, Violations::default(), None).await?;
     let (events, receiver) = Events::channel(accepted.plan.steps());
     // The sender goes with the work, so that its end is the receiver's.
     let work = Box::pin(async { accepted.run_kept(&{ events }, Some(kept)).await });

@@ -198,3 +198,73 @@ impl Drop for Held {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+    use sdxl_proto::v1::{Image, Stage};
+
+    /// A result as coordinators kept it before its timings had offsets.
+    #[derive(Clone, PartialEq, Message)]
+    struct Before {
+        #[prost(message, repeated, tag = "1")]
+        images: Vec<Image>,
+        #[prost(message, repeated, tag = "2")]
+        timings: Vec<TimingBefore>,
+        #[prost(string, tag = "3")]
+        trace_id: String,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct TimingBefore {
+        #[prost(enumeration = "Stage", tag = "1")]
+        stage: i32,
+        #[prost(uint32, optional, tag = "2")]
+        image_index: Option<u32>,
+        #[prost(string, tag = "3")]
+        replica: String,
+        #[prost(message, optional, tag = "5")]
+        run_time: Option<prost_types::Duration>,
+        #[prost(uint32, tag = "7")]
+        steps: u32,
+        #[prost(uint32, tag = "9")]
+        steps_repeated: u32,
+    }
+
+    fn before() -> Before {
+        let run_time = Some(prost_types::Duration { seconds: 1, nanos: 5 });
+        let timing = TimingBefore {
+            stage: Stage::BaseUnet.into(),
+            image_index: Some(1),
+            replica: "unet-1:50062".into(),
+            run_time,
+            steps: 30,
+            steps_repeated: 4,
+        };
+        let image = Image { width: 64, height: 96, seed: 7, ..Default::default() };
+        Before { images: vec![image], timings: vec![timing], trace_id: "0af7".into() }
+    }
+
+    #[test]
+    fn what_was_kept_before_timings_had_offsets_is_read() {
+        let kept = store::seal(KIND, &before());
+        let read: GenerateResponse = store::open(KIND, &kept.into()).unwrap();
+        let timing = &read.timings[0];
+        assert_eq!((timing.stage(), timing.image_index, timing.steps), (Stage::BaseUnet, Some(1), 30));
+        assert_eq!((timing.run_time.unwrap().nanos, timing.steps_repeated), (5, 4));
+        assert_eq!((read.images[0].seed, read.trace_id.as_str()), (7, "0af7"));
+        assert!(read.request_timing.is_none() && timing.start_time_offset.is_none());
+    }
+
+    /// By a coordinator that is not exchanged yet.
+    #[test]
+    fn what_is_kept_now_is_read_by_those_before() {
+        let kept = store::seal(KIND, &before());
+        let mut now: GenerateResponse = store::open(KIND, &kept.into()).unwrap();
+        now.request_timing = Some(sdxl_proto::v1::RequestTiming { texts: 2, ..Default::default() });
+        now.timings[0].start_time_offset = now.timings[0].run_time;
+        now.timings[0].lost_attempts.push(sdxl_proto::v1::StageAttempt::default());
+        assert_eq!(store::open(KIND, &store::seal(KIND, &now).into()), Ok(before()));
+    }
+}

@@ -54,12 +54,25 @@ struct Going {
     resumed_at: u32,
     next_step: u32,
     steps_repeated: u32,
+    /// The first step that is for this call of the pipeline to do.
+    first_step: u32,
+    /// What the present replica has told of its time.
+    told: Spent,
 }
 
 impl Going {
     fn new(pass: &Pass<'_>, mut request: v1::DenoiseRequest) -> Self {
         let (start, begin) = (request.start.take(), pass.plan.begin_step);
-        Self { request, start, checkpoint: None, resumed_at: begin, next_step: begin, steps_repeated: 0 }
+        Self {
+            request,
+            start,
+            checkpoint: None,
+            resumed_at: begin,
+            next_step: begin,
+            steps_repeated: 0,
+            first_step: begin,
+            told: Spent::default(),
+        }
     }
 
     /// The request for the replica of `lease`: from the last checkpoint, or from the start if that is of a model that the
@@ -68,6 +81,7 @@ impl Going {
         self.checkpoint = self.checkpoint.take().filter(|checkpoint| checkpoint.revision == lease.revision());
         self.resumed_at =
             self.checkpoint.as_ref().map_or(self.request.begin_step, |checkpoint| checkpoint.step);
+        self.told = Spent::default();
         let start = self.checkpoint.clone().map(denoise_request::Start::Checkpoint);
         v1::DenoiseRequest { start: start.or_else(|| self.start.clone()), ..self.request.clone() }
     }
@@ -170,6 +184,7 @@ impl Pipeline<'_> {
                         if going.got_on() {
                             placing.got_on(going.work_left(&pass));
                         }
+                        placing.told(going.told);
                         placing.failed(lease.replica(), fault, self.patience)?;
                     }
                 }
@@ -208,6 +223,7 @@ impl Pipeline<'_> {
                     let together = u64::from(progress.batch_evaluations) * self.latent_pixels();
                     replica.stepped(pass.work_per_step, together, time);
                     lease.done(pass.work_per_step);
+                    going.told.step(time);
                     self.tell(pass, progress.step, lease, going)?;
                 }
                 Some(Event::Checkpoint(checkpoint)) => {
@@ -217,10 +233,11 @@ impl Pipeline<'_> {
                 }
                 Some(Event::Result(result)) => {
                     finish(&mut events).await;
-                    return self.result(pass, result, going.steps_repeated);
+                    return self.result(pass, result, going);
                 }
-                // Begun, or something that a newer replica has to say.
-                Some(Event::Started(_)) | None => {}
+                Some(Event::Started(started)) => going.told.queue_time = started.queue_time,
+                // Something that a newer replica has to say.
+                None => {}
             }
         }
         Err(Fault::Reply("its stream ended without a result".to_owned()))
@@ -249,6 +266,7 @@ impl Pipeline<'_> {
         let done = checkpoint.step - pass.plan.begin_step;
         self.skipped(stage, pass.plan, pass.image_index, pass.steps_before, done);
         going.next_step = checkpoint.step;
+        going.first_step = checkpoint.step;
         if checkpoint.step == pass.plan.end_step {
             return checkpoint.latents;
         }
@@ -299,11 +317,12 @@ impl Pipeline<'_> {
         self,
         pass: Pass<'_>,
         result: v1::DenoiseResult,
-        steps_repeated: u32,
+        going: &Going,
     ) -> Result<(Tensor, Spent), Fault> {
         let latents = reply::tensor("result.latents", result.latents, &self.latents_shape(), &[DType::F32]);
         let (queue_time, run_time) = (result.queue_time, result.run_time);
-        let spent = Spent { queue_time, run_time, steps: pass.plan.steps(), steps_repeated };
+        let steps = pass.plan.end_step - going.first_step;
+        let spent = Spent { queue_time, run_time, steps, steps_repeated: going.steps_repeated };
         Ok((latents.map_err(Fault::Reply)?, spent))
     }
 

@@ -1,13 +1,13 @@
 //! One call to one replica: placing it, handing its terms and trace on, making sense of how it ended, and of what to do
 //! then.
 
-use super::{Pipeline, error::GenerateError, watch};
+use super::{Pipeline, error::GenerateError, times::Times, watch};
 use crate::placement::{Fleet, Fleets, Lease, Replica};
 use sdxl_core::ErrorClass;
 use sdxl_proto::{
     convert,
     status::{class_of, connection_broke, retry_after},
-    v1,
+    v1::{self, AttemptEnd},
 };
 use sdxl_runtime::{
     Terms,
@@ -101,8 +101,9 @@ pub(super) struct Placing<'a> {
     last: Option<GenerateError>,
     /// Losses since it last got on.
     losses: u32,
-    resumes: u32,
-    sent: Instant,
+    times: Times,
+    /// What the replica at work has told of its time so far.
+    told: Spent,
     /// The call before, for the one that replaces it.
     before: Option<SpanRef>,
     calls: u32,
@@ -123,8 +124,8 @@ impl<'a> Placing<'a> {
             address: String::new(),
             last: None,
             losses: 0,
-            resumes: 0,
-            sent: Instant::now(),
+            times: Times::new(pipeline.arrived),
+            told: Spent::default(),
             before: None,
             calls: 0,
         }
@@ -176,7 +177,8 @@ impl<'a> Placing<'a> {
                 self.wait().instrument(span).await?
             }
         };
-        self.sent = Instant::now();
+        self.times.sent();
+        self.told = Spent::default();
         self.address = lease.replica().address().to_string();
         Span::current().record("replica", &self.address);
         Ok(lease)
@@ -205,6 +207,11 @@ impl<'a> Placing<'a> {
         }
     }
 
+    /// The replica has told of so much before its call failed.
+    pub(super) fn told(&mut self, told: Spent) {
+        self.told = told;
+    }
+
     /// The work got on: there is less to lose, and as much patience as before.
     pub(super) fn got_on(&mut self, work_left: u64) {
         self.work = work_left;
@@ -229,7 +236,7 @@ impl<'a> Placing<'a> {
             Fault::Hangs(how) => {
                 self.fleet.eject(replica, &how);
                 let lost = GenerateError::Lost { stage, replica: address, message: how };
-                return self.lost(lost, patience);
+                return self.lost(lost, AttemptEnd::Hung, patience);
             }
             Fault::Status { status, begun } => (status, begun),
         };
@@ -251,14 +258,15 @@ impl<'a> Placing<'a> {
                 self.last = Some(lost);
                 return Ok(());
             }
-            return self.lost(lost, patience);
+            return self.lost(lost, AttemptEnd::Died, patience);
         }
         let message = status.message().to_owned();
         match class {
             // It says itself that it does not do it, or no further.
             ErrorClass::Unavailable | ErrorClass::Cancelled if begun => {
                 self.refused.push(Arc::clone(replica));
-                self.lost(GenerateError::Lost { stage, replica: address, message }, patience)
+                let lost = GenerateError::Lost { stage, replica: address, message };
+                self.lost(lost, AttemptEnd::Stopped, patience)
             }
             ErrorClass::Overloaded | ErrorClass::Unavailable if !begun => {
                 warn!(%stage, replica = %address, "replica refused: {message}");
@@ -280,7 +288,12 @@ impl<'a> Placing<'a> {
     }
 
     /// Work was lost: it is done again elsewhere, if that was not so all the time and there is budget for it.
-    fn lost(&mut self, lost: GenerateError, patience: Duration) -> Result<(), GenerateError> {
+    fn lost(
+        &mut self,
+        lost: GenerateError,
+        end: AttemptEnd,
+        patience: Duration,
+    ) -> Result<(), GenerateError> {
         self.losses += 1;
         self.patience = Some(patience);
         if self.losses > MAX_LOSSES {
@@ -290,7 +303,7 @@ impl<'a> Placing<'a> {
             return Err(GenerateError::RetriesSpent(Box::new(lost)));
         }
         info!(stage = %self.fleet.stage(), "going on elsewhere: {lost}");
-        self.resumes += 1;
+        self.times.lost(self.address.clone(), self.told, end);
         catalogue::RESUMES.add(1, [self.fleet.stage().name().into()]);
         self.last = Some(lost);
         Ok(())
@@ -302,7 +315,7 @@ impl<'a> Placing<'a> {
         let queued = convert::duration_or_zero(spent.queue_time).as_secs_f64();
         catalogue::STAGE_DURATION.record_in(
             &Span::current(),
-            self.sent.elapsed().as_secs_f64(),
+            self.times.total().as_secs_f64(),
             [stage.into()],
         );
         catalogue::STAGE_QUEUE.record(queued, [stage.into()]);
@@ -315,10 +328,9 @@ impl<'a> Placing<'a> {
             replica: self.address.clone(),
             queue_time: spent.queue_time,
             run_time: spent.run_time,
-            total_time: Some(convert::duration(self.sent.elapsed())),
             steps: spent.steps,
-            resumes: self.resumes,
             steps_repeated: spent.steps_repeated,
+            ..self.times.timing()
         }
     }
 
@@ -340,6 +352,12 @@ impl Spent {
     /// In seconds on the device, for the replica's pace.
     pub(super) fn on_device(&self) -> Duration {
         convert::duration_or_zero(self.run_time)
+    }
+
+    /// One more step, of `time` on the device.
+    pub(super) fn step(&mut self, time: Duration) {
+        self.steps += 1;
+        self.run_time = Some(convert::duration(self.on_device().saturating_add(time)));
     }
 }
 

@@ -11,6 +11,7 @@ mod events;
 mod hop;
 mod kept;
 mod reply;
+mod times;
 mod watch;
 
 pub(crate) use encode::Lookups;
@@ -56,6 +57,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) kept: Option<&'a Kept>,
     /// Where it is told.
     pub(crate) events: &'a Events,
+    /// When the request arrived, from which its timings count.
+    pub(crate) arrived: Instant,
 }
 
 /// What is known when all pictures are done.
@@ -67,6 +70,8 @@ pub(crate) struct Outcome {
     pub(crate) warnings: Vec<v1::Warning>,
     /// What the cache knew of its texts.
     pub(crate) cache: Lookups,
+    /// From the request's arrival to its texts' being there.
+    pub(crate) texts_after: Duration,
 }
 
 impl<'a> Pipeline<'a> {
@@ -89,11 +94,12 @@ impl<'a> Pipeline<'a> {
 
     async fn all(self) -> Result<Outcome, GenerateError> {
         let encoded = self.encode().await?;
+        let texts_after = self.arrived.elapsed();
         let texts = encoded.texts;
         let pictures = (0_u32..).zip(&self.plan.seeds).map(|(i, seed)| self.picture(i, *seed, &texts));
         let timings = try_join_all(pictures).await?;
         let timings = encoded.timings.into_iter().chain(timings.into_iter().flatten()).collect();
-        Ok(Outcome { timings, warnings: self.warnings(&texts), cache: encoded.cache })
+        Ok(Outcome { timings, warnings: self.warnings(&texts), cache: encoded.cache, texts_after })
     }
 
     async fn picture(

@@ -2,7 +2,7 @@
 
 use super::{
     MAX_PICTURES_BYTES, known,
-    record::{Kind, Record},
+    record::{Arrival, Kind, Record},
 };
 use crate::{
     access::Caller,
@@ -10,7 +10,7 @@ use crate::{
     cache::EmbeddingCache,
     cluster::{Cluster, ModelState},
     once::Once,
-    pipeline::{Events, GenerateError, Item, Kept, Outcome, Pipeline, latent_pixels},
+    pipeline::{Events, GenerateError, Item, Kept, Lookups, Outcome, Pipeline, latent_pixels},
     placement::Fleets,
     quota::{Accounts, Charge, Mode},
 };
@@ -26,7 +26,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -74,6 +74,7 @@ impl Generation {
     /// Makes a plan of the request, or says in its log line why there is none.
     pub(super) async fn accept(
         &self,
+        arrival: Arrival,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Accepted, GenerateError> {
         let mut violations = Violations::default();
@@ -82,13 +83,13 @@ impl Generation {
             Terms { deadline: Deadline::from_metadata(request.metadata()), ..Terms::default() }
         });
         let caller = request.extensions().get::<Caller>().cloned();
-        self.accept_on(Kind::Call, terms, request.into_inner(), violations, caller.as_ref()).await
+        self.accept_on(arrival, terms, request.into_inner(), violations, caller.as_ref()).await
     }
 
     /// The same on terms that do not come with it. Without a caller it is nobody's to pay for, or paid for already.
     pub(crate) async fn accept_on(
         &self,
-        kind: Kind,
+        arrival: Arrival,
         terms: Terms,
         request: v1::GenerateRequest,
         violations: Violations,
@@ -101,12 +102,25 @@ impl Generation {
                 propagation::attribute(&span, "sdxl.negative_prompt", negative);
             }
         }
-        let mut record = Record::start(kind, terms.deadline);
+        let mut record = Record::start(arrival.kind, terms.deadline);
         match self.plan(terms, request, violations, caller).instrument(info_span!("admit")).await {
             Ok((plan, terms, cluster, promise, charge)) => {
                 record.planned(&plan);
                 let (fleets, cache, settings) = (Arc::clone(&self.fleets), self.cache.clone(), self.settings);
-                Ok(Accepted { fleets, cache, settings, cluster, plan, terms, record, promise, charge })
+                let (arrived, admission_time) = (arrival.at, arrival.at.elapsed());
+                Ok(Accepted {
+                    fleets,
+                    cache,
+                    settings,
+                    cluster,
+                    plan,
+                    terms,
+                    record,
+                    promise,
+                    charge,
+                    arrived,
+                    admission_time,
+                })
             }
             Err(error) => {
                 record.failed(&error);
@@ -167,6 +181,8 @@ pub(crate) struct Accepted {
     pub(super) record: Record,
     promise: Promise,
     charge: Charge,
+    arrived: Instant,
+    admission_time: Duration,
 }
 
 impl Accepted {
@@ -200,6 +216,7 @@ impl Accepted {
             patience: self.settings.patience,
             kept,
             events,
+            arrived: self.arrived,
         };
         let outcome = match pipeline.run().await {
             Ok(outcome) => outcome,
@@ -214,8 +231,23 @@ impl Accepted {
             }
         };
         self.record.done(&outcome);
+        let request_timing = Some(self.timing(&outcome));
         let Outcome { timings, warnings, .. } = outcome;
-        Ok(v1::GenerateSummary { timings, trace_id: propagation::trace_id(&Span::current()), warnings })
+        let trace_id = propagation::trace_id(&Span::current());
+        Ok(v1::GenerateSummary { timings, trace_id, warnings, request_timing })
+    }
+
+    /// Of the request as a whole, at its end.
+    fn timing(&self, outcome: &Outcome) -> v1::RequestTiming {
+        let Lookups { hits, misses } = outcome.cache;
+        let count = |texts: usize| u32::try_from(texts).unwrap_or(u32::MAX);
+        v1::RequestTiming {
+            total_time: Some(convert::duration(self.arrived.elapsed())),
+            admission_time: Some(convert::duration(self.admission_time)),
+            texts_time_offset: Some(convert::duration(outcome.texts_after)),
+            texts: count(hits + misses),
+            texts_from_cache: count(hits),
+        }
     }
 }
 
@@ -232,13 +264,13 @@ impl ImageGenerationService for Generation {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<v1::GenerateResponse>, Status> {
-        let span = request_span();
-        if let Some(identified) = self.identified(&request) {
+        let (arrival, span) = (Arrival::now(Kind::Call), request_span());
+        if let Some(identified) = self.identified(arrival, &request) {
             span.in_scope(|| identified.check())?;
             return identified.unary().instrument(span).await;
         }
         async {
-            let mut accepted = self.accept(request).await.map_err(|error| status(&error))?;
+            let mut accepted = self.accept(arrival, request).await.map_err(|error| status(&error))?;
             Span::current().record("pictures", accepted.plan.seeds.len());
             let pictures = accepted.plan.seeds.len();
             let (events, receiver) = Events::of_pictures(accepted.plan.steps());
@@ -249,8 +281,7 @@ impl ImageGenerationService for Generation {
                 accepted.record.failed(&error);
                 status(&error)
             })?;
-            let v1::GenerateSummary { timings, trace_id, warnings } = summary;
-            Ok(Response::new(v1::GenerateResponse { images, timings, trace_id, warnings }))
+            Ok(Response::new(response(images, summary)))
         }
         .instrument(span)
         .await
@@ -260,13 +291,13 @@ impl ImageGenerationService for Generation {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<EventStream>, Status> {
-        let span = request_span();
-        if let Some(identified) = self.identified(&request) {
+        let (arrival, span) = (Arrival::now(Kind::Call), request_span());
+        if let Some(identified) = self.identified(arrival, &request) {
             span.in_scope(|| identified.check())?;
             return Ok(Response::new(identified.stream(span)));
         }
         let mut accepted =
-            self.accept(request).instrument(span.clone()).await.map_err(|error| status(&error))?;
+            self.accept(arrival, request).instrument(span.clone()).await.map_err(|error| status(&error))?;
         span.record("pictures", accepted.plan.seeds.len());
         let (events, receiver) = Events::channel(accepted.plan.steps());
         let mut work = JoinSet::new();
@@ -281,6 +312,12 @@ impl ImageGenerationService for Generation {
         work.spawn(Box::pin(task.instrument(span)));
         Ok(Response::new(EventStream { receiver, _work: work }))
     }
+}
+
+/// All in one answer.
+pub(super) fn response(images: Vec<v1::Image>, summary: v1::GenerateSummary) -> v1::GenerateResponse {
+    let v1::GenerateSummary { timings, trace_id, warnings, request_timing } = summary;
+    v1::GenerateResponse { images, timings, trace_id, warnings, request_timing }
 }
 
 /// The pictures among the events, in the order of their seeds.

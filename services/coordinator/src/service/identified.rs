@@ -1,8 +1,8 @@
 //! Requests with a `request_id`, which several callers may wait for.
 
 use super::{
-    generate::{EventStream, Generation, collect},
-    record::{Kind, Record},
+    generate::{EventStream, Generation, collect, response},
+    record::{Arrival, Record},
 };
 use crate::{
     access::Caller,
@@ -31,11 +31,16 @@ pub(super) struct Identified {
     metadata: MetadataMap,
     caller: Option<Caller>,
     deadline: Option<Deadline>,
+    arrival: Arrival,
 }
 
 impl Generation {
     /// `None` where the request has no id, or metadata that are refused anyway.
-    pub(super) fn identified(&self, request: &Request<v1::GenerateRequest>) -> Option<Identified> {
+    pub(super) fn identified(
+        &self,
+        arrival: Arrival,
+        request: &Request<v1::GenerateRequest>,
+    ) -> Option<Identified> {
         let terms = Terms::from_metadata(request.metadata()).ok()?;
         Some(Identified {
             generation: self.clone(),
@@ -44,6 +49,7 @@ impl Generation {
             metadata: request.metadata().clone(),
             caller: request.extensions().get().cloned(),
             deadline: terms.deadline,
+            arrival,
         })
     }
 }
@@ -53,7 +59,7 @@ impl Identified {
     pub(super) fn check(&self) -> Result<(), Status> {
         let checked = self.generation.plan_only(self.request.clone(), Violations::default());
         checked.map(drop).map_err(|error| {
-            Record::start(Kind::Call, self.deadline).failed(&error);
+            Record::start(self.arrival.kind, self.deadline).failed(&error);
             status(&error)
         })
     }
@@ -111,7 +117,8 @@ impl Identified {
         if let Some(deadline) = self.deadline {
             deadline.apply(&mut request); // it may have waited
         }
-        let mut accepted = self.generation.accept(request).await.map_err(|error| status(&error))?;
+        let mut accepted =
+            self.generation.accept(self.arrival, request).await.map_err(|error| status(&error))?;
         let pictures = accepted.plan.seeds.len();
         Span::current().record("pictures", pictures);
         let channel = if live.is_some() { Events::channel } else { Events::of_pictures };
@@ -122,8 +129,7 @@ impl Identified {
             accepted.record.failed(&error);
             status(&error)
         })?;
-        let v1::GenerateSummary { timings, trace_id, warnings } = summary;
-        Ok(v1::GenerateResponse { images, timings, trace_id, warnings })
+        Ok(response(images, summary))
     }
 }
 
@@ -133,7 +139,7 @@ async fn tell(
     answer: Result<v1::GenerateResponse, Status>,
     was_live: bool,
 ) -> Result<(), mpsc::error::SendError<Item>> {
-    let v1::GenerateResponse { images, timings, trace_id, warnings } = match answer {
+    let v1::GenerateResponse { images, timings, trace_id, warnings, request_timing } = match answer {
         Ok(response) => response,
         Err(error) => return sender.send(Err(error)).await,
     };
@@ -143,6 +149,6 @@ async fn tell(
             sender.send(Ok(message(Event::Image(image)))).await?;
         }
     }
-    let summary = v1::GenerateSummary { timings, trace_id, warnings };
+    let summary = v1::GenerateSummary { timings, trace_id, warnings, request_timing };
     sender.send(Ok(message(Event::Summary(summary)))).await
 }

@@ -10,7 +10,7 @@ mod scaler;
 pub(crate) use generate::{Generation, Settings};
 pub(crate) use jobs::JobCalls;
 pub(crate) use model::Model;
-pub(crate) use record::Kind;
+pub(crate) use record::{Arrival, Kind};
 pub(crate) use scaler::Scaler;
 
 use crate::{

@@ -28,6 +28,20 @@ impl Kind {
     }
 }
 
+/// What asked for a request, and when: its timings count from then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(super) kind: Kind,
+    pub(super) at: Instant,
+}
+
+impl Arrival {
+    /// Of what asks now.
+    pub(crate) fn now(kind: Kind) -> Self {
+        Self { kind, at: Instant::now() }
+    }
+}
+
 /// A request at work; its line is written when it is dropped.
 #[derive(Debug)]
 pub(super) struct Record {

@@ -29,8 +29,9 @@ async fn the_same_again_gets_the_same_pictures() {
     assert_eq!(cluster.generate(called("one")).await.unwrap(), first);
     let (events, error) = cluster.stream(called("one")).await;
     assert!(error.is_none());
-    let [Event::Image(image), Event::Summary(_)] = &events[..] else { panic!("{events:?}") };
+    let [Event::Image(image), Event::Summary(summary)] = &events[..] else { panic!("{events:?}") };
     assert_eq!(image.image.as_ref(), first.images.first());
+    assert!(first.request_timing.is_some() && summary.request_timing == first.request_timing);
     assert_eq!(cluster.base_unet[0].denoises(), 1);
     assert_ne!(cluster.generate(called("two")).await.unwrap().images[0].seed, first.images[0].seed);
 }

@@ -111,7 +111,9 @@ async fn a_job_is_done_and_told_of() {
         (JobState::Succeeded, 1, 30, 3)
     );
     assert!(last.create_time.is_some() && last.start_time.is_some() && last.end_time.is_some());
-    assert_eq!(last.summary.as_ref().unwrap().timings.len(), 10);
+    let summary = last.summary.as_ref().unwrap();
+    assert_eq!(summary.timings.len(), 10);
+    assert_eq!(summary.request_timing.unwrap().texts, 3);
     images.sort_by_key(|image| image.image_index);
     let images: Vec<_> = images.into_iter().map(|image| image.image.unwrap()).collect();
     assert_eq!(images, cluster.generate(request).await.unwrap().images, "as without a job");
@@ -155,6 +157,9 @@ async fn another_coordinator_resumes_from_the_last_checkpoint() {
         };
         assert!(checkpoint.step >= 8, "from step {}", checkpoint.step);
     }
+    let timings = last.summary.unwrap().timings;
+    let steps: u32 = timings.iter().map(|timing| timing.steps).sum();
+    assert!(steps <= 2 * (40 - 8), "{steps} steps, although others had been done before");
 }
 
 #[tokio::test]

@@ -17,4 +17,5 @@ mod redis;
 mod replies;
 mod requests;
 mod scaler;
+mod timelines;
 mod tokens;
