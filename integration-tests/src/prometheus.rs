@@ -97,7 +97,7 @@ impl Prometheus {
     /// Waits until something is so.
     ///
     /// # Panics
-    /// Where it is not so in time; with the alerts that there are, and the log.
+    /// Where it is not so in time; with the log.
     pub fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let end = Instant::now() + PATIENCE;
         while !is_so(self) {
