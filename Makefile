@@ -11,7 +11,7 @@ run: ## Build, start every service here, make a picture through gRPC and say whe
 test: ## Install what the tests need and run them all
 	integration-tests/python/setup.sh
 	integration-tests/redis/setup.sh
-	integration-tests/telemetry/promtool.sh || echo "without promtool: what it would say of /metrics is not asked"
+	integration-tests/telemetry/promtool.sh || echo "without Prometheus: what it and promtool would say of metrics and alerts is not asked"
 	integration-tests/telemetry/setup.sh --cached || echo "without the tests of traces: 'make tools' builds what they need"
 	integration-tests/kubernetes/setup.sh --cached || echo "without the chart's tests: 'make tools' builds what they need"
 	cargo build --workspace --bins

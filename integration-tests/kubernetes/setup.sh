@@ -12,6 +12,7 @@ root="$(cd "$here/../.." && pwd)"
 gateway_api=sigs.k8s.io/gateway-api@v1.6.3
 keda=github.com/kedacore/keda/v2@v2.21.0
 cert_manager=github.com/cert-manager/cert-manager@v1.21.2
+prometheus_operator=github.com/prometheus-operator/prometheus-operator@v0.92.1
 
 pins="$(cat "$here"/tools/*/go.mod "$here"/tools/*/go.sum "$0" | sha256sum | cut -c1-16)"
 kept="${XDG_CACHE_HOME:-$HOME/.cache}/sdxl-tools/$pins"
@@ -62,6 +63,7 @@ mkdir -p "$kept/bin" "$kept/crds"
 crds "$gateway_api" config/crd/standard/gateway.networking.k8s.io_grpcroutes.yaml
 crds "$keda" config/crd/bases/keda.sh_{scaledobjects,triggerauthentications}.yaml
 crds "$cert_manager" deploy/crds/cert-manager.io_certificates.yaml
+crds "$prometheus_operator" example/prometheus-operator-crd/monitoring.coreos.com_{podmonitors,prometheusrules}.yaml
 # The API server says what it is, for charts that ask; its own makefile does the same.
 version="$(cd "$here/tools/cluster" && go list -m -f '{{.Version}}' k8s.io/kubernetes)"
 stamp="-X k8s.io/component-base/version.gitVersion=$version"

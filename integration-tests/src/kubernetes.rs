@@ -1,7 +1,7 @@
 //! A Kubernetes API server with the store beneath it, and helm and kubectl to talk to it. There is no controller, no
 //! scheduler and no node: what is installed is checked and kept, and never runs.
 
-use crate::process;
+use crate::{leash::Leashed, process};
 use serde_json::Value;
 use std::{
     ffi::OsStr,
@@ -9,7 +9,7 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Output, Stdio},
+    process::{Command, Output},
     sync::{Mutex, OnceLock},
     thread,
     time::{Duration, Instant},
@@ -21,14 +21,6 @@ const START: Duration = Duration::from_secs(180);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Who may do everything.
 const ADMIN: &str = "admin-of-the-tests";
-/// Runs a program until standard input is closed, as it is when the test process ends, however that happens, and removes
-/// a folder then: sh -c LEASH sh FOLDER PROGRAM ARG…
-const LEASH: &str = r#"folder=$1; shift
-"$@" </dev/null & program=$!
-cat >/dev/null
-kill -9 $program; wait $program
-rm -rf "$folder""#;
-
 /// The folder that `make tools` lays, with `bin/` and `crds/`.
 ///
 /// `None`, and a line that says so, where it is not there; unless `KUBERNETES_TESTS=required` says that it has to be.
@@ -91,8 +83,7 @@ impl ApiServer {
         let peers = format!("http://127.0.0.1:{peer}");
         let folder = tempfile::Builder::new().prefix("sdxl-kubernetes-").tempdir().expect("a folder").keep();
         let etcd = Leashed::start(
-            "etcd",
-            &tools,
+            &tools.join("bin/etcd"),
             &folder,
             Some(&folder),
             [
@@ -126,8 +117,7 @@ impl ApiServer {
     /// Where it does not start; with its log.
     pub fn come_back(&self) {
         let server = Leashed::start(
-            "kube-apiserver",
-            &self.tools,
+            &self.tools.join("bin/kube-apiserver"),
             &self.folder,
             None,
             [
@@ -287,46 +277,6 @@ pub fn said(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     text
-}
-
-/// A program on a [`LEASH`].
-#[derive(Debug)]
-struct Leashed {
-    shell: Child,
-    stdin: Option<ChildStdin>,
-}
-
-impl Leashed {
-    /// Starts one of the tools in `folder`, and has `removed` removed once it has ended.
-    fn start(
-        tool: &str,
-        tools: &Path,
-        folder: &Path,
-        removed: Option<&Path>,
-        args: impl IntoIterator<Item = String>,
-    ) -> Self {
-        let log = fs::File::create(folder.join(format!("{tool}.log"))).expect("a log");
-        let mut shell = Command::new("sh")
-            .args(["-c", LEASH, "sh"])
-            .arg(removed.unwrap_or(Path::new("")))
-            .arg(tools.join("bin").join(tool))
-            .args(args)
-            .current_dir(folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("sh runs");
-        let stdin = shell.stdin.take();
-        Self { shell, stdin }
-    }
-}
-
-impl Drop for Leashed {
-    fn drop(&mut self) {
-        self.stdin.take();
-        let _ = self.shell.wait();
-    }
 }
 
 fn free_ports() -> [u16; 3] {

@@ -125,15 +125,7 @@ impl Server {
     }
 
     fn get(&self, path: &str, accept: &str) -> String {
-        let host = self.address.trim_start_matches("http://");
-        let mut stream = TcpStream::connect(host).expect("it listens");
-        stream.set_read_timeout(Some(START)).expect("a time");
-        let head = format!("host: {host}\r\naccept: {accept}\r\nconnection: close");
-        write!(stream, "GET {path} HTTP/1.1\r\n{head}\r\n\r\n").expect("a request");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-        body.to_owned()
+        get(&self.address, path, accept)
     }
 
     /// What the process has written to stderr so far.
@@ -222,6 +214,23 @@ impl Starting {
             _folder: self.folder,
         }
     }
+}
+
+/// What a server at `http://HOST:PORT` answers to a GET in the format that `accept` asks for.
+///
+/// # Panics
+/// Where it answers nothing.
+#[must_use]
+pub fn get(address: &str, path: &str, accept: &str) -> String {
+    let host = address.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(host).expect("it listens");
+    stream.set_read_timeout(Some(START)).expect("a time");
+    let head = format!("host: {host}\r\naccept: {accept}\r\nconnection: close");
+    write!(stream, "GET {path} HTTP/1.1\r\n{head}\r\n\r\n").expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    body.to_owned()
 }
 
 /// Waits for `child` to end; `None` if it runs on for longer than `limit`.

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Takes promtool out of Debian's package of Prometheus, for the tests of metrics, and lays it at target/promtool. Nothing is
-# installed, so that no server is started; it is kept in the user's cache folder.
+# Takes Prometheus and promtool out of Debian's package of Prometheus, for the tests of metrics and alerts, and lays them at
+# target/prometheus and target/promtool. Nothing is installed, so that no server is started; both are kept in the user's cache
+# folder.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 kept="${XDG_CACHE_HOME:-$HOME/.cache}/sdxl-promtool"
-if [ ! -x "$kept/promtool" ]; then
+if [ ! -x "$kept/promtool" ] || [ ! -x "$kept/prometheus" ]; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     cd "$work"
@@ -14,7 +15,8 @@ if [ ! -x "$kept/promtool" ]; then
     fi
     dpkg-deb -x prometheus_*.deb .
     mkdir -p "$kept"
-    mv usr/bin/promtool "$kept/promtool"
+    mv usr/bin/promtool usr/bin/prometheus "$kept/"
 fi
 mkdir -p "$root/target"
 ln -sfn "$kept/promtool" "$root/target/promtool"
+ln -sfn "$kept/prometheus" "$root/target/prometheus"

@@ -110,6 +110,13 @@ spec:
               {{- include "sdxl.selector" (dict "root" $root "name" "test") | nindent 14 }}
       {{- end }}
     {{- end }}
+    {{- if $v.monitoring.podMonitor.enabled }}
+    - from:
+        - namespaceSelector:
+            matchLabels:
+              {{- toYaml $v.networkPolicy.prometheusNamespace | nindent 14 }}
+      ports: [{port: {{ include "sdxl.metricsPort" $root }}, protocol: TCP}]
+    {{- end }}
   egress:
     - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
     {{- with $v.telemetry.otlpEndpoint }}

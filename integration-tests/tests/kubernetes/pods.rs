@@ -1,6 +1,6 @@
 //! What the pods are that the chart asks for, and all else that it can be told to make.
 
-use crate::{EXAMPLES, complaint, example, helm, text, written};
+use crate::{EXAMPLES, LEAST, complaint, example, helm, text, written};
 use integration_tests::{ApiServer, kubernetes::said};
 use serde_json::{Value, json};
 use std::{fs, io::Write, process::Output};
@@ -61,6 +61,7 @@ tls: {certManager: {issuerRef: {name: issuer}}}
 auth: {secret: keys}
 telemetry: {otlpEndpoint: 'http://collector.monitoring:4317'}
 networkPolicy: {clients: [{podSelector: {matchLabels: {app: shop}}}]}
+monitoring: {podMonitor: {enabled: true}, alerts: {enabled: true}, dashboard: {enabled: true}}
 ingress: {enabled: true, host: sdxl.example.com}
 grpcRoute: {enabled: true, parentRefs: [{name: public}]}
 redis: {external: {url: 'redis://store:6379/1'}}
@@ -113,13 +114,13 @@ fn what_no_example_turns_on_is_taken_too() {
     assert!(encoder.contains("--base=/weights/base") && !encoder.contains("--refiner"), "{encoder}");
     let made = api.kubectl([
         "get",
-        "certificates,scaledobjects,triggerauthentications,ingresses,grpcroutes",
+        "certificates,scaledobjects,triggerauthentications,ingresses,grpcroutes,podmonitors,prometheusrules",
         "-n",
         namespace,
         "-o",
         "name",
     ]);
-    assert_eq!(made.lines().count(), 2 + 3 + 1 + 1 + 1, "{made}");
+    assert_eq!(made.lines().count(), 2 + 3 + 1 + 1 + 1 + 1 + 1, "{made}");
     let ingress = api.get(namespace, &["ingress", "sdxl-coordinator"]);
     let protocol = &ingress["metadata"]["annotations"]["nginx.ingress.kubernetes.io/backend-protocol"];
     assert_eq!(protocol, "GRPCS");
@@ -128,4 +129,61 @@ fn what_no_example_turns_on_is_taken_too() {
     let metadata =
         json!({"scalerAddress": address, "stage": "vae", "targetSeconds": "20", "enableTLS": "true"});
     assert_eq!(trigger["metadata"], metadata);
+}
+
+/// A port of each of a Deployment's pods, as PodMonitors and NetworkPolicies name it.
+fn has_port(deployment: &Value, name: &Value) -> bool {
+    let ports = deployment["spec"]["template"]["spec"]["containers"][0]["ports"].as_array().unwrap();
+    ports.iter().any(|port| port["name"] == *name)
+}
+
+#[test]
+fn every_server_is_scraped_and_lets_prometheus_in() {
+    let Some(api) = ApiServer::shared() else { return };
+    let with = ["tls.enabled=true", "tls.coordinatorSecret=a", "tls.stageSecret=b"];
+    for (namespace, tls, port) in [("scraped", &with[..0], "grpc"), ("scraped-tls", &with[..], "health")] {
+        api.namespace(namespace, "restricted");
+        let watched = [
+            "monitoring.podMonitor.enabled=true",
+            "monitoring.podMonitor.interval=15s",
+            "monitoring.podMonitor.labels.release=prometheus",
+            "networkPolicy.prometheusNamespace.team=watchers",
+            "redis.inChart.enabled=true",
+        ];
+        said(&helm(api, "install", namespace, &[], &[&LEAST[..], tls, &watched].concat()));
+        let monitor = api.get(namespace, &["podmonitor", "sdxl-monitoring"]);
+        assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+        let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+        let [asked, path, interval] = ["port", "path", "interval"].map(|key| text(&endpoint[key]));
+        assert_eq!([&asked[..], &path, &interval], [port, "/metrics", "15s"]);
+        let selector = &monitor["spec"]["selector"];
+        let among = &selector["matchExpressions"][0];
+        assert_eq!(
+            (&among["operator"], &among["key"]),
+            (&json!("In"), &json!("app.kubernetes.io/component"))
+        );
+
+        let deployments = api.get(namespace, &["deployments"]);
+        let (mut scraped, mut others) = (Vec::new(), Vec::new());
+        for deployment in deployments["items"].as_array().unwrap() {
+            let labels = deployment["spec"]["template"]["metadata"]["labels"].as_object().unwrap();
+            let has = |(label, value): (&String, &Value)| labels.get(label) == Some(value);
+            let is_among =
+                among["values"].as_array().unwrap().contains(&labels["app.kubernetes.io/component"]);
+            let is_scraped = is_among && selector["matchLabels"].as_object().unwrap().iter().all(has);
+            let name = text(&deployment["metadata"]["name"]);
+            let policy = api.get(namespace, &["networkpolicy", &name]);
+            let lets_in = policy["spec"]["ingress"].as_array().unwrap().iter().any(|rule| {
+                let labels = &rule["from"][0]["namespaceSelector"]["matchLabels"];
+                labels["team"] == "watchers" && rule["ports"] == json!([{"port": port, "protocol": "TCP"}])
+            });
+            assert_eq!(lets_in, is_scraped, "{policy}");
+            assert!(!is_scraped || has_port(deployment, &endpoint["port"]), "{deployment}");
+            if is_scraped { scraped.push(name) } else { others.push(name) }
+        }
+        let servers = ["sdxl-base-unet", "sdxl-coordinator", "sdxl-refiner", "sdxl-text-encoder", "sdxl-vae"];
+        assert_eq!((scraped, others), (servers.map(str::to_owned).to_vec(), vec!["sdxl-redis".to_owned()]));
+        let none = api.try_kubectl(["get", "prometheusrule", "sdxl-monitoring", "-n", namespace]);
+        assert!(complaint(&none).contains("NotFound"), "{}", complaint(&none));
+    }
 }

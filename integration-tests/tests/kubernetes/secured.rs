@@ -98,6 +98,12 @@ async fn with_certificates_and_keys_from_secrets_the_picture_of_helm_test_is_mad
     assert_eq!(without.len() + 1, args.len());
     let refused = helm_test(&without);
     assert!(!refused.status.success() && complaint(&refused).contains("does not let us in"), "{refused:?}");
+    // Prometheus has no certificate either.
+    for server in servers.iter().chain([&coordinator]) {
+        let text = process::get(&health_of(server), "/metrics", "text/plain");
+        let is_counted = |line: &str| line.starts_with("rpc_server_call_duration_seconds_count{");
+        assert!(text.lines().any(is_counted), "{text}");
+    }
     // Stages let the coordinator in, and none of themselves.
     for server in &servers {
         let ask = async |identity: &Identity| {

@@ -8,7 +8,7 @@ fn wrong_values_are_refused_with_the_name_of_the_key() {
     let Some(api) = ApiServer::shared() else { return };
     api.namespace("wrong", "privileged");
     let redis = "redis.inChart.enabled=true";
-    let cases: [(&[&str], &str); 19] = [
+    let cases: [(&[&str], &str); 25] = [
         (
             &["stages.baseUnet.replica=3"],
             "at '/stages/baseUnet': additional properties 'replica' not allowed",
@@ -51,6 +51,24 @@ fn wrong_values_are_refused_with_the_name_of_the_key() {
         (
             &["stages.vae.rollout.maxSurge=0"],
             "stages.vae.rollout: maxSurge and maxUnavailable cannot both be 0",
+        ),
+        (&["monitoring.serviceMonitor.enabled=true"], "additional properties 'serviceMonitor' not allowed"),
+        (
+            &["monitoring.alerts.windows=5m"],
+            "at '/monitoring/alerts': additional properties 'windows' not allowed",
+        ),
+        (&["monitoring.alerts.window=5"], "at '/monitoring/alerts/window': got number, want string"),
+        (
+            &["monitoring.podMonitor.interval=soon"],
+            "at '/monitoring/podMonitor/interval': 'soon' does not match",
+        ),
+        (
+            &["monitoring.alerts.thresholds.deadlineShare=5"],
+            "at '/monitoring/alerts/thresholds/deadlineShare': maximum",
+        ),
+        (
+            &["monitoring.alerts.without={SdxlRedisGon}"],
+            "at '/monitoring/alerts/without/0': value must be one of",
         ),
     ];
     for (settings, named) in cases {

@@ -108,8 +108,7 @@ impl Fleet {
 
     /// Gives `replica` no work until it has answered anew, because `reason`.
     pub fn eject(&self, replica: &Replica, reason: &str) {
-        if self.shared.down(replica, reason) {
-            catalogue::EJECTIONS.add(1, [self.stage().name().into()]);
+        if self.shared.lost(replica, reason) {
             replica.eject();
         }
     }
@@ -248,6 +247,15 @@ impl Shared {
             }
         });
         was_up
+    }
+
+    /// The replica was lost, or hangs, as a call to it or whoever follows its health has noticed; whether nobody had before.
+    pub(super) fn lost(&self, replica: &Replica, reason: &str) -> bool {
+        let is_first = self.down(replica, reason);
+        if is_first {
+            catalogue::EJECTIONS.add(1, [self.stage.name().into()]);
+        }
+        is_first
     }
 
     /// The replica is healthy, but not one of this stage.

@@ -33,7 +33,8 @@ pub(super) async fn run(shared: Arc<Shared>, replica: Arc<Replica>) {
             // Whoever ejects it has said why.
             () = replica.ejected() => Status::unavailable("it was ejected"),
         };
-        shared.down(&replica, end.message());
+        // One that was told to end has said that it does not serve, and is not counted.
+        shared.lost(&replica, end.message());
         if started.elapsed() > STABLE {
             pause.reset();
         }
