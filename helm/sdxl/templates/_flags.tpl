@@ -4,7 +4,7 @@
 {{- $v := .root.Values -}}
 - --listen={{ $v.listenHost }}:{{ .port }}
 - --drain-timeout={{ .values.drainSeconds }}
-- --log={{ $v.telemetry.log }}
+- --log-from=/etc/sdxl/log/filter
 - --log-format={{ $v.telemetry.logFormat }}
 {{- if $v.tls.enabled }}
 - --tls-cert=/etc/sdxl/tls/tls.crt

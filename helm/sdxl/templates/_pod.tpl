@@ -82,6 +82,7 @@ spec:
         {{- include "sdxl.containerSecurity" . | nindent 8 }}
       volumeMounts:
         - {name: tmp, mountPath: /tmp}
+        - {name: log, mountPath: /etc/sdxl/log, readOnly: true}
         {{- if .isStage }}
         - {name: weights, mountPath: /weights, readOnly: true}
         {{- end }}
@@ -194,6 +195,8 @@ livenessProbe:
 {{- $w := .root.Values.weights -}}
 - name: tmp
   emptyDir: {sizeLimit: 64Mi}
+- name: log
+  configMap: {name: {{ include "sdxl.fullname" .root }}-log}
 {{- if .isStage }}
 - name: weights
   {{- if $w.pvc.claimName }}

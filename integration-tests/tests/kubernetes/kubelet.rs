@@ -1,4 +1,5 @@
-//! What a node would do with a pod: its container is started with what the chart says, and its Secrets lie in files.
+//! What a node would do with a pod: its container is started with what the chart says, and its Secrets and ConfigMaps lie in
+//! files.
 
 use crate::text;
 use integration_tests::{ApiServer, kubernetes::said, process::Starting};
@@ -90,8 +91,14 @@ impl Container {
     }
 }
 
-/// A Secret's files, all or those that are named; other kinds of volumes are empty.
+/// A Secret's files, all or those that are named, or a ConfigMap's; other kinds of volumes are empty.
 fn lay(api: &ApiServer, namespace: &str, volume: &Value, folder: &Path) {
+    if let Some(name) = volume["configMap"]["name"].as_str() {
+        for (key, content) in api.get(namespace, &["configmap", name])["data"].as_object().unwrap() {
+            fs::write(folder.join(key), text(content)).unwrap();
+        }
+        return;
+    }
     let Some(name) = volume["secret"]["secretName"].as_str() else {
         assert!(volume["emptyDir"].is_object(), "{volume}");
         return;

@@ -101,3 +101,22 @@ fn an_upgrade_does_not_undo_what_a_scaler_did() {
     said(&helm(api, "upgrade", namespace, &[], &scaled));
     assert_eq!(replicas(), 1, "the number was the release's, and went with it");
 }
+
+#[test]
+fn what_is_logged_changes_and_no_pod_is_replaced() {
+    let Some(api) = ApiServer::shared() else { return };
+    let namespace = "logged";
+    api.namespace(namespace, "privileged");
+    let templates = || {
+        let list = api.get(namespace, &["deployments"]);
+        let deployments = list["items"].as_array().unwrap().iter();
+        deployments.map(|deployment| deployment["spec"]["template"].clone()).collect::<Vec<_>>()
+    };
+    let filter = || api.get(namespace, &["configmap", "sdxl-log"])["data"]["filter"].clone();
+    said(&helm(api, "install", namespace, &[], &LEAST));
+    let before = templates();
+    assert_eq!((before.len(), filter()), (5, "info".into()));
+    let louder = "telemetry.log=info\\,sdxl_coordinator=debug";
+    said(&helm(api, "upgrade", namespace, &[], &[&LEAST[..], &[louder]].concat()));
+    assert_eq!((templates(), filter()), (before, "info,sdxl_coordinator=debug".into()));
+}
