@@ -125,6 +125,7 @@ fn request(details: &v1::DenoiserDetails) -> v1::DenoiseRequest {
         conditioning: Some(embeds(0.5)),
         negative_conditioning: Some(embeds(-0.5)),
         checkpoint_interval: 0,
+        progress_interval: 0,
         start: Some(v1::denoise_request::Start::Noise(v1::SeededNoise { seed: 0, draws_before: 0 })),
     }
 }

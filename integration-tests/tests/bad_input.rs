@@ -194,6 +194,7 @@ fn denoise() -> v1::DenoiseRequest {
         conditioning: Some(conditioning),
         negative_conditioning: None,
         checkpoint_interval: 0,
+        progress_interval: 0,
         start: Some(v1::denoise_request::Start::Latents(tensor(&[4, 8, 8], 1024))),
     }
 }

@@ -130,6 +130,7 @@ async fn one_step(name: &str, parts: &BTreeMap<String, v1::Tensor>, clients: &Cl
         }),
         negative_conditioning: None,
         checkpoint_interval: 0,
+        progress_interval: 0,
         start: part("latents").map(v1::denoise_request::Start::Latents),
     };
     let mut events = clients.denoiser().denoise(request).await.unwrap().into_inner();

@@ -2,7 +2,7 @@
 //! bytes of an undisturbed run.
 
 use integration_tests::{Clients, Fault, Made, Member, Server};
-use sdxl_proto::v1;
+use sdxl_proto::v1::{self, generate_stream_response::Event};
 use std::{
     sync::{
         Arc,
@@ -80,9 +80,18 @@ fn request(i: usize) -> v1::GenerateRequest {
     }
 }
 
+/// By the streaming call: with it each step is heard of, so that every one that is done twice is counted.
 async fn picture(clients: &Clients, i: usize) -> Result<(Vec<u8>, Vec<v1::StageTiming>), tonic::Status> {
-    let answer = clients.images().generate(request(i)).await?.into_inner();
-    Ok((answer.images[0].data.to_vec(), answer.timings))
+    let mut events = clients.images().generate_stream(request(i)).await?.into_inner();
+    let mut picture = Vec::new();
+    while let Some(event) = events.message().await? {
+        match event.event {
+            Some(Event::Image(image)) => picture = image.image.expect("a picture").data.to_vec(),
+            Some(Event::Summary(summary)) => return Ok((picture, summary.timings)),
+            _ => {}
+        }
+    }
+    Err(tonic::Status::internal("the stream ended without a summary"))
 }
 
 /// Lets something befall each stage's processes in turn, each second, until told to stop; how often it did.

@@ -302,26 +302,51 @@ async fn requests_end_in_traces_metrics_and_logs_as_they_ended() {
     }
 }
 
-#[tokio::test]
-async fn without_a_collector_nothing_waits_for_it() {
+/// Enough for all that waits for a collector to be full: 2048 spans in each process.
+const FILLING: usize = 400;
+/// After that so many more do not make a process larger by more than this.
+const FURTHER: usize = 800;
+const GROWTH: u64 = 8 << 20;
+
+async fn without_a_collector(endpoint: String) {
     let profile = Profile::quick(0.001);
-    // A port that nobody listens on: it was free a moment ago, and is not given out again so soon.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let variables = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{free}")),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
         ("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()),
         ("OTEL_METRIC_EXPORT_INTERVAL", "50".to_owned()),
     ];
     let variables = variables.map(|(name, value)| (name.to_owned(), value)).to_vec();
     let cluster = Cluster::start(&ClusterConfig { variables, ..ClusterConfig::simulated(profile.path()) });
-    let mut images = cluster.clients().images();
-    for seed in 0..50 {
-        let request = v1::GenerateRequest { seed: Some(seed), width: 128, height: 128, ..fox() };
-        images.generate(request).await.unwrap();
+    let pictures = async |count: usize| {
+        let mut images = cluster.clients().images();
+        for seed in 0..count {
+            let request = v1::GenerateRequest { seed: Some(seed as u64), width: 128, height: 128, ..fox() };
+            images.generate(request).await.unwrap();
+        }
+    };
+    let memory = || cluster.servers().map(Server::resident_bytes).collect::<Vec<_>>();
+    pictures(FILLING).await;
+    let before = memory();
+    pictures(FURTHER).await;
+    for (before, after) in before.into_iter().zip(memory()) {
+        assert!(after < before + GROWTH, "{before} bytes, and {after} after {FURTHER} pictures");
     }
     for server in cluster.servers() {
         server.signal(Signal::TERM);
         let ended = server.wait(Duration::from_secs(60)).expect("it ends all the same");
         assert!(ended.success(), "{ended:?}\n{}", server.stderr());
     }
+}
+
+#[tokio::test]
+async fn where_no_collector_listens_nothing_waits_for_it_and_nothing_grows() {
+    // It was free a moment ago, and is not given out again so soon.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    without_a_collector(format!("http://{free}")).await;
+}
+
+#[tokio::test]
+async fn where_a_collector_never_answers_nothing_waits_for_it_and_nothing_grows() {
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    without_a_collector(format!("http://{}", deaf.local_addr().unwrap())).await;
 }

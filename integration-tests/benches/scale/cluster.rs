@@ -57,13 +57,16 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts one and waits until all its replicas take work.
     pub(crate) async fn start(size: Size) -> Self {
-        Self::start_with(size, &[]).await
+        Self::start_with(size, &[], &[]).await
     }
 
-    /// The same with variables of all processes' environment.
-    pub(crate) async fn start_with(size: Size, variables: &[(&str, &str)]) -> Self {
-        let spawn =
-            |binary: &str, args: &[&str]| Starting::spawn_with(binary, args, "127.0.0.1:0", variables);
+    /// The same with variables of the stages' environment, and of the coordinator's.
+    pub(crate) async fn start_with(
+        size: Size,
+        of_stages: &[(&str, &str)],
+        of_coordinator: &[(&str, &str)],
+    ) -> Self {
+        const LISTEN: &str = "127.0.0.1:0";
         let folder = tempfile::tempdir().expect("a folder for the profile");
         let path = folder.path().join("profile.toml");
         let mut file = fs::File::create(&path).expect("a profile");
@@ -79,7 +82,12 @@ impl Cluster {
         ];
         let starting = kinds.map(|(kind, count)| {
             let binary = format!("sdxl-{kind}");
-            (kind, (0..count).map(|_| spawn(&binary, &args)).collect::<Vec<_>>())
+            (
+                kind,
+                (0..count)
+                    .map(|_| Starting::spawn_with(&binary, &args, LISTEN, of_stages))
+                    .collect::<Vec<_>>(),
+            )
         });
         let mut flags = vec!["--max-requests".to_owned(), MAX_REQUESTS.to_owned()];
         let stages: Vec<_> = starting
@@ -91,7 +99,8 @@ impl Cluster {
             flags.extend([format!("--{kind}"), addresses.join(",")]);
         }
         let flags: Vec<_> = flags.iter().map(String::as_str).collect();
-        let coordinator = spawn("sdxl-coordinator", &flags).listening();
+        let coordinator =
+            Starting::spawn_with("sdxl-coordinator", &flags, LISTEN, of_coordinator).listening();
         let cluster = Self { size, coordinator, stages, _profile: folder };
         cluster.until_ready().await;
         cluster

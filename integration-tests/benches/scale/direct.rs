@@ -134,6 +134,7 @@ impl Direct {
             conditioning: Some(conditioning),
             negative_conditioning: Some(negative_conditioning),
             checkpoint_interval: CHECKPOINT_INTERVAL,
+            progress_interval: CHECKPOINT_INTERVAL,
             start: Some(start),
         }
     }

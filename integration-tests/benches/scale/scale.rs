@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 /// Of the low load: a twelfth of what the cluster can do.
 const LOW_RATE: f64 = 2.0;
-const LOW_TIME: Duration = Duration::from_secs(40);
-/// Bases of the small cluster. On this one machine a process that has rested finds nothing of its own in the caches.
-const FEW: usize = 8;
+/// Of each part of it, through the coordinator and past it by turns, so that both find the machine in the same state.
+const LOW_TIME: Duration = Duration::from_secs(15);
+const LOW_ROUNDS: u64 = 3;
 /// Before it, for every replica to have made pictures: as many at a time as there are bases, for twice as long as they take.
 const WARM_UP: Duration = Duration::from_secs(10);
 /// Of the high load: five a base, four of which share its steps.
@@ -26,54 +26,53 @@ const RAMP: Duration = Duration::from_secs(14);
 /// Answers after which the memory is looked at; between the first and the last all else is measured.
 const MARKS: [usize; 3] = [1000, 5000, 10_000];
 
-/// The low load alone: on 92 replicas, each of which rests for half a minute between two pictures, and on a few.
+/// The low load alone.
 pub(crate) async fn latency() -> Figures {
     let mut figures = Figures::default();
-    for bases in [FEW, 64] {
-        low(&mut figures, &Cluster::start(Size::of(bases)).await, bases as f64 / 64.0).await;
-    }
+    low(&mut figures, &Cluster::start(Size::of(64)).await).await;
     figures
 }
 
-/// A load of `share` of [`LOW_RATE`].
-async fn low(figures: &mut Figures, cluster: &Cluster, share: f64) -> Vec<Sample> {
-    let bases = cluster.size.bases;
+/// A low load, by turns through the coordinator and past it: so low that no picture waits for another.
+async fn low(figures: &mut Figures, cluster: &Cluster) -> Vec<Sample> {
     eprintln!("{:?} and a coordinator are ready; a low load ...", cluster.size);
-    let warm = Load::new(cluster.clients(), 3);
-    let mut running = warm.closed(u32::try_from(bases).expect("few"), WARM_UP / 2);
+    let warm = Load::new(cluster.clients(), 100);
+    let mut running = warm.closed(u32::try_from(cluster.size.bases).expect("few"), WARM_UP / 2);
     tokio::time::sleep(WARM_UP).await;
     warm.stop();
     while running.join_next().await.is_some() {}
-    // Side by side, so that both find the machine in the same state.
-    let [through, past] = [To::Coordinator(cluster.clients()), To::Stages(Box::new(cluster.direct().await))];
-    let [through, past] = [Load::to(through, 1), Load::to(past, 5)];
-    let rate = LOW_RATE * share / 2.0;
-    tokio::join!(through.open("", rate, LOW_TIME, None), past.open("", rate, LOW_TIME, None));
-    let mut samples = through.samples();
-    let when = format!("low load, {bases} bases");
-    let mean = |samples: &[Sample]| mean(samples.iter().filter_map(Sample::added_ms));
-    let without = past.samples();
-    let added = mean(&samples) - mean(&without);
-    figures.add(format!("{when}: latency that the coordinator adds, mean"), added, "ms", AtMost(3.0));
-    beyond(figures, &format!("{when}, through the coordinator"), &samples);
-    beyond(figures, &format!("{when}, past it"), &without);
-    let lag = quantile(samples.iter().map(|sample| sample.lag.as_secs_f64() * 1e3), 0.5);
-    figures.add(format!("{when}: sent late by, median"), lag, "ms", Info);
-    let empty = cluster.empty_calls_ms().await;
-    figures.add(
-        format!("{when}: a call without content, median"),
-        quantile(empty.into_iter(), 0.5),
-        "ms",
-        Info,
-    );
-    samples.extend(without);
-    samples
+    let (mut through, mut past) = (Vec::new(), Vec::new());
+    for round in 0..LOW_ROUNDS {
+        let ways = [To::Coordinator(cluster.clients()), To::Stages(Box::new(cluster.direct().await))];
+        for (to, samples) in ways.into_iter().zip([&mut through, &mut past]) {
+            let load = Load::to(to, 101 + round);
+            load.open("", LOW_RATE, LOW_TIME, None).await;
+            samples.extend(load.samples());
+        }
+    }
+    for (share, name) in [(None, "mean"), (Some(0.5), "median")] {
+        let of = |samples: &[Sample]| {
+            let values = samples.iter().filter_map(Sample::added_ms);
+            share.map_or_else(|| mean(values.clone()), |share| quantile(values.clone(), share))
+        };
+        let target = if share.is_none() { AtMost(3.0) } else { Info };
+        let added = of(&through) - of(&past);
+        figures.add(format!("low load: latency that the coordinator adds, {name}"), added, "ms", target);
+    }
+    beyond(figures, "low load, through the coordinator", &through);
+    beyond(figures, "low load, past it", &past);
+    let lag = quantile(through.iter().map(|sample| sample.lag.as_secs_f64() * 1e3), 0.5);
+    figures.add("low load: sent late by, median", lag, "ms", Info);
+    let empty = quantile(cluster.empty_calls_ms().await.into_iter(), 0.5);
+    figures.add("low load: a call without content, median", empty, "ms", Info);
+    through.extend(past);
+    through
 }
 
 pub(crate) async fn run() -> Figures {
     let mut figures = Figures::default();
     let cluster = Cluster::start(Size::of(64)).await;
-    let low = low(&mut figures, &cluster, 1.0).await;
+    let low = low(&mut figures, &cluster).await;
 
     let high = Load::new(cluster.clients(), 2);
     let mut running = high.closed(PLACES, RAMP);

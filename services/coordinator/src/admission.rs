@@ -3,12 +3,14 @@
 //!
 //! Tenants share each stage in equal parts, so a request waits for others of its own tenant, and for as much of every
 //! other tenant's work at most. Of `x` units of a tenant's work, its new ones among them, the last is begun after
-//! `sum over tenants of min(their work, x)` units in all: that over the stage's speed is how long it waits there. A part of
-//! that speed is others': those who ask for little go before all ([`FIRST_SHARE`]), and none can say when they will.
+//! `sum over tenants of min(their work, x)` units in all: that over the stage's speed is how long it waits there.
 //!
 //! The stages work side by side, so the waits do not add up: a picture goes on at a stage once it has left the one before
 //! and that stage's own wait is over, whichever is later. How long it is at work there is learnt from pictures that are: a
 //! step that four share takes longer than one of its own, though the four are done sooner.
+//!
+//! Where there is more than one tenant, a part of each stage's time is promised to nobody: those who ask for little go before
+//! all others in it ([`FIRST_SHARE`]), and none can say when they will.
 
 use crate::placement::Fleets;
 use sdxl_core::{FIRST_SHARE, Plan, StageKind, Tenant};
@@ -19,8 +21,11 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+/// For so long it is remembered that there is more than one tenant.
+const OF_LATE: Duration = Duration::from_secs(600);
 
 /// The stages, in a request's order.
 const STAGES: [StageKind; 4] =
@@ -85,6 +90,26 @@ struct Shared {
     /// Requests at work at most.
     slots: usize,
     promised: Mutex<HashMap<Tenant, Promised>>,
+    turns: Mutex<Turns>,
+}
+
+/// Whether tenants take turns.
+#[derive(Debug, Default)]
+struct Turns {
+    last: Option<Tenant>,
+    /// When another asked than before.
+    changed: Option<Instant>,
+}
+
+impl Turns {
+    /// `tenant` asks; whether more than one does, of late.
+    fn are_taken(&mut self, tenant: &Tenant) -> bool {
+        let is_other = self.last.as_ref() != Some(tenant);
+        if is_other && self.last.replace(tenant.clone()).is_some() {
+            self.changed = Some(Instant::now());
+        }
+        self.changed.is_some_and(|changed| changed.elapsed() < OF_LATE)
+    }
 }
 
 /// To one tenant.
@@ -96,7 +121,7 @@ struct Promised {
 
 impl Admission {
     pub(crate) fn new(slots: usize) -> Self {
-        Self(Arc::new(Shared { slots, promised: Mutex::default() }))
+        Self(Arc::new(Shared { slots, promised: Mutex::default(), turns: Mutex::default() }))
     }
 
     /// Takes a request on, or says why not. `speeds` are each stage's units a second over all replicas, as far as known.
@@ -110,6 +135,7 @@ impl Admission {
         deadline: Option<Deadline>,
         speeds: [Option<f64>; 4],
     ) -> Result<Promise, Refusal> {
+        let reserve = if self.0.turns().are_taken(tenant) { FIRST_SHARE } else { 0.0 };
         let mut promised = self.0.lock();
         let own = promised.get(tenant).copied().unwrap_or_default();
         let at_work: usize = promised.values().map(|promised| promised.requests).sum();
@@ -119,7 +145,7 @@ impl Admission {
             return Err(Refusal::Crowded { at_work: own.requests });
         }
         if let Some(deadline) = deadline {
-            let done_in = done_in(&promised, tenant, work, speeds);
+            let done_in = done_in(&promised, tenant, work, speeds).div_f64(1.0 - reserve);
             let left = deadline.remaining();
             if done_in > left {
                 return Err(Refusal::Late { done_in, retry_after: done_in - left });
@@ -145,6 +171,10 @@ impl Shared {
         // Nothing that holds it can leave it half changed.
         self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// When `work` would be done, were it taken on now.
@@ -167,8 +197,7 @@ fn done_in(
             // Its last picture waits for its others too.
             let wait = before + ahead + own.saturating_sub(work.of_one[stage]);
             #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-            let wait = Duration::try_from_secs_f64(wait as f64 / (speed * (1.0 - FIRST_SHARE)))
-                .unwrap_or(Duration::MAX);
+            let wait = Duration::try_from_secs_f64(wait as f64 / speed).unwrap_or(Duration::MAX);
             done = done.max(wait);
         }
         done = done.saturating_add(work.at_work[stage]);
@@ -223,8 +252,8 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// Ten units a second on the base beside what others may take, nothing known of the other stages.
-    const SPEEDS: [Option<f64>; 4] = [None, Some(10.0 / (1.0 - FIRST_SHARE)), None, None];
+    /// Ten units a second on the base, nothing known of the others.
+    const SPEEDS: [Option<f64>; 4] = [None, Some(10.0), None, None];
 
     fn base(units: u64) -> Work {
         let at_work = [0, 1, 0, 0].map(Duration::from_secs);
@@ -264,15 +293,28 @@ mod tests {
         // A hundred of its own beside as many of the other's.
         let refused = admission.take(&modest, base(100), within(5), SPEEDS).unwrap_err();
         let Refusal::Late { done_in, .. } = refused else { panic!("{refused:?}") };
-        assert_eq!(done_in, Duration::from_secs(11));
-        assert!(admission.take(&modest, base(100), within(12), SPEEDS).is_ok());
+        // Eleven seconds of seven eighths of the time, as there are two of them.
+        assert_eq!(done_in, Duration::from_secs(11).div_f64(1.0 - FIRST_SHARE));
+        assert!(admission.take(&modest, base(100), within(12), SPEEDS).is_err());
+        assert!(admission.take(&modest, base(100), within(13), SPEEDS).is_ok());
+    }
+
+    #[test]
+    fn where_there_is_one_tenant_nothing_is_kept_back() {
+        let mut turns = Turns::default();
+        let (one, other) = (tenant("one"), tenant("other"));
+        assert!(!turns.are_taken(&one) && !turns.are_taken(&one));
+        assert!(turns.are_taken(&other) && turns.are_taken(&other));
+        turns.changed = Instant::now().checked_sub(OF_LATE);
+        assert!(!turns.are_taken(&other));
+        assert!(turns.are_taken(&one));
     }
 
     #[test]
     fn waits_of_stages_that_work_side_by_side_do_not_add_up() {
         let admission = Admission::new(100);
         let one = tenant("one");
-        let speeds = [10.0, 10.0, 10.0, 1.0].map(|speed| Some(speed / (1.0 - FIRST_SHARE)));
+        let speeds = [None, Some(10.0), Some(10.0), Some(1.0)];
         let at_work = [0, 2, 3, 1].map(Duration::from_secs);
         let work = |pictures: u64| {
             let of_one = [1, 5, 8, 1];

@@ -16,7 +16,7 @@ use sdxl_proto::{
         denoiser_service_client::DenoiserServiceClient,
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tonic::Streaming;
 use tracing::{Instrument, Span, field::Empty, info_span, warn};
@@ -219,12 +219,15 @@ impl Pipeline<'_> {
             replica.heard();
             match event.event {
                 Some(Event::Progress(progress)) => {
+                    let done = self.done(pass, progress.step, progress.steps)?;
                     let time = convert::duration_or_zero(progress.step_time);
                     let together = u64::from(progress.batch_evaluations) * self.latent_pixels();
-                    replica.stepped(pass.work_per_step, together, time);
-                    lease.done(pass.work_per_step);
-                    going.told.step(time);
-                    self.tell(pass, progress.step, lease, going)?;
+                    for _ in done.clone() {
+                        replica.stepped(pass.work_per_step, together, time);
+                        lease.done(pass.work_per_step);
+                        going.told.step(time);
+                    }
+                    self.tell(pass, done, lease, going);
                 }
                 Some(Event::Checkpoint(checkpoint)) => {
                     let checkpoint = self.checkpoint(pass, checkpoint).map_err(Fault::Reply)?;
@@ -274,22 +277,29 @@ impl Pipeline<'_> {
         None
     }
 
-    fn tell(self, pass: Pass<'_>, step: u32, lease: &Lease, going: &mut Going) -> Result<(), Fault> {
+    /// The steps that a replica tells of, which `step` is the last of.
+    fn done(self, pass: Pass<'_>, step: u32, steps: u32) -> Result<Range<u32>, Fault> {
         let slice = pass.plan.begin_step..pass.plan.end_step;
-        if !slice.contains(&step) {
-            return Err(Fault::Reply(format!("progress.step {step} is not in {slice:?}")));
+        let steps = steps.max(1);
+        match step.checked_sub(steps - 1) {
+            Some(first) if slice.contains(&first) && slice.contains(&step) => Ok(first..step + 1),
+            _ => Err(Fault::Reply(format!("progress.step {step} is not the last of {steps} in {slice:?}"))),
         }
-        if step < going.next_step {
-            going.steps_repeated += 1;
-            return Ok(());
+    }
+
+    fn tell(self, pass: Pass<'_>, done: Range<u32>, lease: &Lease, going: &mut Going) {
+        let again = going.next_step.saturating_sub(done.start).min(done.len() as u32);
+        going.steps_repeated += again;
+        let new = done.len() as u32 - again;
+        if new == 0 {
+            return;
         }
-        going.next_step = step + 1;
-        self.promise.done(pass.fleet.stage(), pass.work_per_step);
-        self.events.step();
-        let done = pass.steps_before + step - slice.start + 1;
-        let replica = Some(lease.replica().address());
-        self.events.progress(pass.fleet.stage(), Some(pass.image_index), done, replica);
-        Ok(())
+        going.next_step = done.end;
+        let stage = pass.fleet.stage();
+        self.promise.done(stage, u64::from(new) * pass.work_per_step);
+        self.events.steps(new);
+        let done = pass.steps_before + done.end - pass.plan.begin_step;
+        self.events.progress(stage, Some(pass.image_index), done, Some(lease.replica().address()));
     }
 
     /// A checkpoint that can be gone on from.
@@ -339,6 +349,8 @@ impl Pipeline<'_> {
             negative_conditioning: plan.negative.as_ref().map(|negative| conditioning(negative, texts)),
             start: Some(start),
             checkpoint_interval: self.checkpoint_interval,
+            // Where nobody hears of each step, it is enough to know how far there is to go back.
+            progress_interval: if self.events.tells_progress() { 1 } else { self.checkpoint_interval },
         }
     }
 }

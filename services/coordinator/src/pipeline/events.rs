@@ -60,9 +60,14 @@ impl Events {
         let _ = self.sender.try_send(Ok(message(Event::Progress(progress))));
     }
 
-    /// A step of a picture is done.
-    pub(crate) fn step(&self) {
-        self.steps_done.fetch_add(1, Ordering::Relaxed);
+    /// Whether anyone hears of each step.
+    pub(crate) fn tells_progress(&self) -> bool {
+        self.tells_progress
+    }
+
+    /// So many steps of a picture are done.
+    pub(crate) fn steps(&self, steps: u32) {
+        self.steps_done.fetch_add(steps, Ordering::Relaxed);
     }
 
     /// Steps done so far over all pictures.

@@ -137,7 +137,7 @@ impl<'a> Pipeline<'a> {
         }
         let evaluations = plan.evaluations() / u64::from(plan.steps().max(1));
         self.promise.done(stage, u64::from(steps) * evaluations * self.latent_pixels());
-        (0..steps).for_each(|_| self.events.step());
+        self.events.steps(steps);
         self.events.progress(stage, Some(image_index), steps_before + steps, None);
     }
 

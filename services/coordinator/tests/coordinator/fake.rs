@@ -68,6 +68,8 @@ pub(crate) struct Script {
     pub step_time: Duration,
     /// What befalls a denoising run after so many steps.
     pub fate: Option<(u32, Fate)>,
+    /// Whether it tells of several steps in one, as it is asked to.
+    pub together: bool,
     pub spoil: fn(Reply<'_>),
 }
 
@@ -81,7 +83,7 @@ impl Script {
             dtype: v1::DType::F32.into(),
             details: Some(details(stage)),
         };
-        Self { info, refuse: None, step_time: Duration::ZERO, fate: None, spoil: |_| {} }
+        Self { info, refuse: None, step_time: Duration::ZERO, fate: None, together: false, spoil: |_| {} }
     }
 
     pub(crate) fn step_time(self, step_time: Duration) -> Self {
@@ -90,6 +92,10 @@ impl Script {
 
     pub(crate) fn fate(self, steps: u32, fate: Fate) -> Self {
         Self { fate: Some((steps, fate)), ..self }
+    }
+
+    pub(crate) fn together(self) -> Self {
+        Self { together: true, ..self }
     }
 
     pub(crate) fn refuse(self, status: Status) -> Self {
@@ -371,6 +377,7 @@ async fn steps(
         Some(v1::denoise_request::Start::Checkpoint(checkpoint)) => checkpoint.step,
         _ => request.begin_step,
     };
+    let mut untold = 0;
     for step in first..request.end_step {
         sleep(script.step_time).await;
         match script.fate {
@@ -384,13 +391,19 @@ async fn steps(
             }
             _ => {}
         }
-        send(Event::Progress(v1::DenoiseProgress {
-            step,
-            timestep: 1.0,
-            step_time: Some(convert::duration(script.step_time.max(Duration::from_millis(1)))),
-            batch_evaluations: 1,
-        }))
-        .await;
+        untold += 1;
+        let is_due = !script.together || untold >= request.progress_interval;
+        if is_due || step + 1 == request.end_step {
+            send(Event::Progress(v1::DenoiseProgress {
+                step,
+                timestep: 1.0,
+                step_time: Some(convert::duration(script.step_time.max(Duration::from_millis(1)))),
+                batch_evaluations: 1,
+                // As those say that know of single steps only.
+                steps: if script.together { std::mem::take(&mut untold) } else { 0 },
+            }))
+            .await;
+        }
         let interval = request.checkpoint_interval;
         if interval > 0 && (step + 1).is_multiple_of(interval) && step + 1 < request.end_step {
             send(checkpoint(step + 1)).await;

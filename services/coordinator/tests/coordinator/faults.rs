@@ -5,7 +5,10 @@ use crate::{
     fake::{Fake, Fate, Script},
 };
 use sdxl_core::StageKind;
-use sdxl_proto::v1::{GenerateRequest, StageTiming, denoise_request::Start, refiner::Mode};
+use sdxl_proto::v1::{
+    GenerateRequest, Stage, StageTiming, denoise_request::Start, generate_stream_response::Event,
+    refiner::Mode,
+};
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -126,7 +129,7 @@ async fn ready(cluster: &Cluster, stage: usize, count: u32) {
 
 /// What the base spent on the only picture.
 fn base_timing(timings: &[StageTiming]) -> &StageTiming {
-    timings.iter().find(|t| t.stage() == sdxl_proto::v1::Stage::BaseUnet).unwrap()
+    timings.iter().find(|t| t.stage() == Stage::BaseUnet).unwrap()
 }
 
 /// The step that a fake was asked to begin at, of a checkpoint.
@@ -174,6 +177,42 @@ async fn a_run_that_is_handed_over_loses_no_step() {
 #[tokio::test]
 async fn a_run_on_a_replica_that_hangs_goes_on_elsewhere() {
     survived(Fate::Hang, 4).await;
+}
+
+#[tokio::test]
+async fn steps_are_told_together_where_nobody_hears_of_each() {
+    let cluster = Cluster::start(Layout::bases([base().together()])).await;
+    let request = GenerateRequest { num_inference_steps: 9, ..cat() };
+    let answer = cluster.generate(request.clone()).await.unwrap();
+    assert_eq!(base_timing(&answer.timings).steps, 9);
+    let (events, error) = cluster.stream(request).await;
+    assert!(error.is_none(), "{error:?}");
+    let told =
+        events.iter().filter(|event| matches!(event, Event::Progress(p) if p.stage() == Stage::BaseUnet));
+    assert_eq!(told.count(), 9);
+    let seen = cluster.base_unet[0].log.denoises.lock().unwrap();
+    let intervals: Vec<_> = seen.iter().map(|seen| seen.request.progress_interval).collect();
+    assert_eq!(intervals, [2, 1], "as many as from one checkpoint to the next, or each");
+}
+
+#[tokio::test]
+async fn what_is_lost_of_steps_that_are_told_together_is_made_again() {
+    let cluster = Cluster::start(Layout::bases([base().together().fate(5, Fate::Hang), base()])).await;
+    ready(&cluster, 1, 2).await;
+    for _ in 0..2 {
+        let request = GenerateRequest { num_inference_steps: 9, ..cat() };
+        let answer = cluster.generate(request).await.unwrap();
+        let timing = base_timing(&answer.timings);
+        if timing.resumes == 1 {
+            // The fifth step was done, and nobody had heard of it yet.
+            let lost = &timing.lost_attempts[0];
+            assert_eq!((lost.steps, timing.steps, timing.steps_repeated), (4, 9, 0));
+            assert_eq!(resumed_at(&cluster.base_unet[1]), [4]);
+            return;
+        }
+        cluster.base_unet[1].running(0).await;
+    }
+    panic!("nothing was survived");
 }
 
 #[tokio::test]

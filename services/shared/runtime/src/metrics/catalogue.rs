@@ -43,7 +43,7 @@ instruments! { COUNTERS: Counter, Kind::Counter;
     RESUMES "sdxl.resumes" "{resume}" ["stage"]
         "Units of work that went on at another replica after a loss.";
     STEPS_REPEATED "sdxl.steps.repeated" "{step}" ["stage"]
-        "Denoising steps that were done again after a loss.";
+        "Denoising steps that were done again after a loss, of those that the coordinator had heard of.";
     EJECTIONS "sdxl.replica.ejections" "{ejection}" ["stage"]
         "Replicas that were taken out because they were lost or hung.";
     CACHE_LOOKUPS "sdxl.cache.lookups" "{text}" ["result"]

@@ -1,21 +1,23 @@
+mod answers;
+
 use super::InfoCell;
 use crate::{
-    engine::{Engine, EngineError},
+    engine::Engine,
     error::StageError,
     info::Details,
-    jobs::{Checkpoint, DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart, StepDone},
+    jobs::{Checkpoint, DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart},
     tensor,
-    worker::{EventOf, Events, RunEvent, WorkerHandle},
+    worker::WorkerHandle,
 };
+use answers::Answers;
 use candle_core::Tensor;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::BoxStream;
 use sdxl_core::{CropCoords, SchedulerConfig, Size};
 use sdxl_proto::{
-    convert::{WireError, duration},
+    convert::WireError,
     status::status,
-    v1::{self, denoise_request::Start, denoise_response::Event},
+    v1::{self, denoise_request::Start},
 };
-use sdxl_runtime::Deadline;
 use std::fmt;
 use tonic::{Request, Response, Status};
 
@@ -64,65 +66,11 @@ where
     ) -> Result<Response<Self::DenoiseStream>, Status> {
         let (metadata, _, message) = request.into_parts();
         let terms = super::terms(&metadata).map_err(|error| status(&error))?;
-        let deadline = terms.deadline;
+        let (deadline, interval) = (terms.deadline, message.progress_interval);
         let events = self.job(message).and_then(|job| self.worker.submit(job, terms));
         let events = events.map_err(|error| status(&error))?;
-        let answers = stream::unfold(Some(events), move |events| next::<E>(events, deadline));
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(Answers::<E>::new(events, deadline, interval).stream()))
     }
-}
-
-/// The next message of a run, and what comes after it: nothing after an error. The deadline is kept here too, as the
-/// worker looks at it between steps only.
-async fn next<E>(
-    events: Option<Events<E>>,
-    deadline: Option<Deadline>,
-) -> Option<(Result<v1::DenoiseResponse, Status>, Option<Events<E>>)>
-where
-    E: Engine<Event = DenoiseEvent, Output = Tensor>,
-{
-    let mut events = events?;
-    let received = match deadline {
-        None => events.recv().await,
-        Some(deadline) => match tokio::time::timeout(deadline.remaining(), events.recv()).await {
-            Ok(received) => received,
-            Err(_) => {
-                let late = Status::deadline_exceeded("the deadline passed before the last step was done");
-                return Some((Err(late), None));
-            }
-        },
-    };
-    match received?.and_then(|event| response::<E>(event)) {
-        Ok(response) => Some((Ok(response), Some(events))),
-        Err(error) => Some((Err(status(&error)), None)),
-    }
-}
-
-fn response<E>(event: EventOf<E>) -> Result<v1::DenoiseResponse, StageError>
-where
-    E: Engine<Event = DenoiseEvent, Output = Tensor>,
-{
-    let event = match event {
-        RunEvent::Started { queue_time } => {
-            Event::Started(v1::DenoiseStarted { queue_time: Some(duration(queue_time)) })
-        }
-        RunEvent::Step(DenoiseEvent::Step(StepDone { step, timestep, step_time, batch_evaluations })) => {
-            let step_time = Some(duration(step_time));
-            Event::Progress(v1::DenoiseProgress { step, timestep, step_time, batch_evaluations })
-        }
-        RunEvent::Step(DenoiseEvent::Checkpoint(checkpoint)) => Event::Checkpoint(v1::DenoiseCheckpoint {
-            revision: checkpoint.revision,
-            step: checkpoint.step,
-            latents: Some(tensor::to_wire(&checkpoint.latents).map_err(EngineError::failed)?),
-            sampler_history: Vec::new(),
-        }),
-        RunEvent::Done(finished) => Event::Result(v1::DenoiseResult {
-            latents: Some(tensor::to_wire(&finished.output).map_err(EngineError::failed)?),
-            queue_time: Some(duration(finished.queue_time)),
-            run_time: Some(duration(finished.run_time)),
-        }),
-    };
-    Ok(v1::DenoiseResponse { event: Some(event) })
 }
 
 fn job(message: v1::DenoiseRequest) -> Result<DenoiseJob, StageError> {

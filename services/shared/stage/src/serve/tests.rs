@@ -246,6 +246,27 @@ async fn checkpoints_come_as_often_as_asked_for_and_lead_on() {
 }
 
 #[tokio::test]
+async fn several_steps_are_told_at_once_where_that_is_asked_for() {
+    let stage = start().await;
+    let mut client = DenoiserServiceClient::new(stage.channel.clone());
+    let request = v1::DenoiseRequest { progress_interval: 3, checkpoint_interval: 4, ..request(9) };
+    let mut events = client.denoise(request).await.unwrap().into_inner();
+    let mut told = Vec::new();
+    while let Some(message) = events.message().await.unwrap() {
+        told.push(match message.event.unwrap() {
+            Event::Started(_) => "started".to_owned(),
+            Event::Progress(progress) => format!("{} to {}", progress.steps, progress.step),
+            Event::Checkpoint(checkpoint) => format!("checkpoint {}", checkpoint.step),
+            Event::Result(_) => "latents".to_owned(),
+        });
+    }
+    // Before a checkpoint, and before the end, all steps are told that led to it.
+    let expected = ["3 to 2", "1 to 3", "checkpoint 4", "3 to 6", "1 to 7", "checkpoint 8", "1 to 8"];
+    assert_eq!(told[1..told.len() - 1], expected);
+    assert_eq!((told[0].as_str(), told.last().map(String::as_str)), ("started", Some("latents")));
+}
+
+#[tokio::test]
 async fn a_checkpoint_that_does_not_fit_is_refused_by_name() {
     let stage = start().await;
     let tensor = |shape: [u32; 3], dtype: v1::DType| {
