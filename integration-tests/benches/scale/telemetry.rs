@@ -50,12 +50,6 @@ pub(crate) async fn run() -> Figures {
         ("the coordinator tells one that never answers", None, Some(&deaf)),
     ];
     let mut rounds = [const { Vec::new() }; 4];
-    let variable = |endpoint: Option<&String>| {
-        endpoint
-            .map(|endpoint| ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()))
-            .into_iter()
-            .collect::<Vec<_>>()
-    };
     for number in 1..=ROUNDS {
         for ((way, of_stages, of_coordinator), rounds) in ways.iter().zip(&mut rounds) {
             let (of_stages, of_coordinator) = (variable(*of_stages), variable(*of_coordinator));
@@ -78,6 +72,11 @@ pub(crate) async fn run() -> Figures {
         figures.add(format!("{way}: requests that were not answered"), failed as f64, "", AtMost(0.0));
     }
     figures
+}
+
+/// What a process is told of a collector, or nothing.
+fn variable(endpoint: Option<&String>) -> Vec<(&str, &str)> {
+    endpoint.map(|endpoint| ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())).into_iter().collect()
 }
 
 async fn round(cluster: &Cluster) -> Round {
