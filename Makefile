@@ -51,7 +51,10 @@ bench: ## Full-size base UNet with random weights, beside diffusers in the same 
 
 bench-scale: ## What the coordinator costs and how far a cluster scales, with 92 simulated replicas (half an hour, 3 GB of memory)
 	cargo build --release --bins -p sdxl-coordinator -p sdxl-text-encoder -p sdxl-base-unet -p sdxl-refiner -p sdxl-vae
-	status=0; for part in scale double overload; do \
+	parts="scale double overload"; status=0; \
+	if integration-tests/telemetry/setup.sh --cached; then parts="$$parts telemetry"; \
+		else echo "without what telemetry costs: 'make tools' builds the collector that it needs"; fi; \
+	for part in $$parts; do \
 		cargo bench -p integration-tests --bench scale -- $$part || status=1; done; exit $$status
 
 help: ## This list

@@ -24,7 +24,7 @@ const RAMP: Duration = Duration::from_secs(14);
 const SETTLED: Duration = Duration::from_secs(8);
 const MEASURED: Duration = Duration::from_secs(30);
 /// Each way so often, as the machine is not the same from minute to minute.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 /// What a coordinator may grow by in a round while nobody takes its spans.
 const GROWTH_MIB: f64 = 32.0;
 
