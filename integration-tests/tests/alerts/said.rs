@@ -4,7 +4,10 @@ use crate::chart::{Rule, dashboard, laid, objects, panels, queries, rendered, ru
 use crate::{PATIENCE, queries::Asked};
 use integration_tests::{Documented, kubernetes::said, process, prometheus::tool};
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, process::Command};
+use std::{
+    collections::BTreeSet,
+    process::{Command, Output},
+};
 
 fn names(rules: &[Rule]) -> BTreeSet<String> {
     let names: BTreeSet<_> = rules.iter().map(|rule| rule.alert.clone()).collect();
@@ -165,14 +168,22 @@ fn values_are_in_the_alerts() {
     assert_eq!(plain[0].annotations["runbook"], "docs/operations.md#sdxldeadlinesmissed");
 }
 
+/// The ConfigMap of this name.
+fn config_map(output: &Output, name: &str) -> Option<Value> {
+    objects(output, "ConfigMap").into_iter().find(|map| map["metadata"]["name"] == name)
+}
+
 #[test]
 fn a_release_that_is_not_told_to_has_none_of_it() {
     let Some(plain) = template(&json!({})) else { return };
-    for kind in ["PodMonitor", "PrometheusRule", "ConfigMap"] {
+    for kind in ["PodMonitor", "PrometheusRule"] {
         assert_eq!(objects(&plain, kind), Vec::<Value>::new());
     }
+    assert_eq!(config_map(&plain, "sdxl-dashboard"), None);
+    assert!(config_map(&plain, "sdxl-log").is_some(), "another one is always there");
     let map = |dashboard: Value| {
-        objects(&template(&json!({"dashboard": dashboard})).unwrap(), "ConfigMap").remove(0)
+        let output = template(&json!({"dashboard": dashboard})).unwrap();
+        config_map(&output, "sdxl-dashboard").unwrap()
     };
     let on = map(json!({"enabled": true}));
     assert_eq!(on["metadata"]["labels"]["grafana_dashboard"], "1");
