@@ -120,9 +120,6 @@ async fn alerts_fire_when_deadlines_are_missed_replicas_lost_and_redis_gone() {
     fires("SdxlCoordinatorsGone", &[("severity", "critical")]);
 }
 
-/// Panels of what did not happen.
-const EMPTY: [&str; 1] = ["Runs that did not end well"];
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_panel_has_something_to_show_and_a_healthy_cluster_is_left_in_peace() {
     let Some(rules) = alerts() else { return };
@@ -149,7 +146,7 @@ async fn every_panel_has_something_to_show_and_a_healthy_cluster_is_left_in_peac
             })
         };
         empty = panels.iter().filter(|panel| !shows(panel)).map(|panel| panel["title"].to_string()).collect();
-        if empty == EMPTY.map(|title| format!("\"{title}\"")) {
+        if empty.is_empty() {
             break;
         }
         assert!(Instant::now() < end, "nothing in {empty:?}");
@@ -157,7 +154,7 @@ async fn every_panel_has_something_to_show_and_a_healthy_cluster_is_left_in_peac
     let request = GetJobRequest { job_id, include_images: false };
     let job = jobs.get_job(request).await.unwrap().into_inner().job.unwrap();
     assert_eq!(job.state(), JobState::Succeeded);
-    println!("{} panels show something after {seed} requests", panels().len() - EMPTY.len());
+    println!("{} panels show something after {seed} requests", panels().len());
     // In so short a window the requests above were a queue that grows.
     prometheus.until("nothing is amiss", |it| it.alerts().is_empty());
 }
