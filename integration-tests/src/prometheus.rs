@@ -34,8 +34,8 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     None
 }
 
-/// A Prometheus on a port of its own of loopback, which scrapes and thinks twice a second. It ends when this is dropped, or
-/// when the test process does.
+/// A Prometheus on a port of its own of loopback, which scrapes each second and thinks twice in it. It ends when this is
+/// dropped, or when the test process does.
 #[derive(Debug)]
 pub struct Prometheus {
     port: u16,
@@ -57,7 +57,7 @@ impl Prometheus {
         drop(free);
         let targets: Vec<_> = servers.map(|server| server.address().trim_start_matches("http://")).collect();
         let config = serde_json::json!({
-            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"},
             "rule_files": ["rules.yaml"],
             "scrape_configs": [{
                 "job_name": "sdxl",

@@ -1,9 +1,8 @@
-{{/* The head of an object that is found by its labels. Takes {root, name, labels}. */}}
+{{/* The head of an object that is found by its labels, which go before the chart's own of the same name. Takes {root, name,
+labels}. */}}
 {{- define "sdxl.monitoring" -}}
-{{ include "sdxl.metadata" . }}
-  {{- with .labels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+{{- $head := include "sdxl.metadata" . | fromYaml -}}
+{{- toYaml (set $head "labels" (merge (dict) (default dict .labels) $head.labels)) -}}
 {{- end }}
 
 {{/* The port of each pod at which it is asked without TLS. Takes the root. */}}

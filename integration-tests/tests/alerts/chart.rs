@@ -82,10 +82,17 @@ pub(crate) fn template(monitoring: &Value) -> Option<Output> {
 }
 
 /// The objects of a kind among what helm made.
+///
+/// # Panics
+/// Where helm failed, or what it made is no YAML or has a key twice.
 pub(crate) fn objects(output: &Output, kind: &str) -> Vec<Value> {
     let documents = said(output);
     let documents = serde_yaml_ng::Deserializer::from_str(&documents);
-    let objects = documents.map(|document| Value::deserialize(document).unwrap());
+    let objects = documents.map(|document| {
+        // Of a key that comes twice JSON's own reading would take the last.
+        let object = serde_yaml_ng::Value::deserialize(document).unwrap();
+        serde_json::to_value(object).unwrap()
+    });
     objects.filter(|object| object["kind"] == kind).collect()
 }
 

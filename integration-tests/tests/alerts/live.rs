@@ -2,18 +2,20 @@
 
 use crate::chart::{panels, queries, rendered};
 use integration_tests::{
-    Cluster, ClusterConfig, Made, Profile, Prometheus, Redis, Server, fox, prometheus::NAMESPACE,
+    Clients, Cluster, ClusterConfig, Made, Profile, Prometheus, Redis, Server, fox, prometheus::NAMESPACE,
 };
 use sdxl_proto::v1::{GenerateRequest, GetJobRequest, JobState, Refiner, SubmitJobRequest, refiner::Mode};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tokio::{task::JoinSet, time::sleep};
+use tonic_health::pb::health_check_response::ServingStatus;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The chart's alerts with times so short that it is soon over, and its own thresholds. `None` without helm.
+/// The chart's alerts with times so short that it is soon over, and its own thresholds. `None` without helm. On a busy machine a
+/// scrape may fail for being late, which is no reason for an alert yet.
 fn alerts() -> Option<String> {
-    rendered(json!({"window": "20s", "for": "1s", "runbook": "https://example.com/operations.md"}))
+    rendered(json!({"window": "20s", "for": "3s", "runbook": "https://example.com/operations.md"}))
 }
 
 /// More than what shares are taken of.
@@ -23,11 +25,14 @@ fn request(seed: u64, steps: u32) -> GenerateRequest {
     GenerateRequest { seed: Some(seed), width: 128, height: 128, num_inference_steps: steps, ..fox() }
 }
 
-/// Requests that would take a minute and have a second, all of them before anything is known of how long steps take.
-async fn miss_deadlines(cluster: &Cluster) {
+/// Of a step. All callers come while the first step is being done.
+const STEP: f64 = 0.2;
+
+/// Requests that would take minutes and have a second, all of them before anything is known of how long steps take.
+async fn miss_deadlines(clients: &Clients) {
     let mut callers = JoinSet::new();
     for seed in 0..CALLERS {
-        let mut images = cluster.clients().images();
+        let mut images = clients.images();
         callers.spawn(async move {
             let mut request = tonic::Request::new(request(seed, 1000));
             request.set_timeout(Duration::from_secs(1));
@@ -41,20 +46,18 @@ async fn miss_deadlines(cluster: &Cluster) {
     }
 }
 
-/// Requests whose bases are killed at work, all but the last.
-async fn lose_replicas(cluster: &Cluster) {
+/// Requests whose bases are killed at work, all but the last, and which end well.
+async fn lose_replicas(cluster: &Cluster, clients: &Clients) -> JoinSet<()> {
     let mut callers = JoinSet::new();
     for seed in 0..CALLERS {
-        let mut images = cluster.clients().images();
-        callers.spawn(async move { images.generate(request(seed, 40)).await });
+        let mut images = clients.images();
+        callers.spawn(async move { drop(images.generate(request(seed, 10)).await.unwrap()) });
     }
     for base in &cluster.base_unets[1..] {
         until_at_work(base).await;
         base.kill();
     }
-    while let Some(ended) = callers.join_next().await {
-        ended.unwrap().unwrap();
-    }
+    callers
 }
 
 /// Waits until a base has several runs on its device.
@@ -78,7 +81,7 @@ fn annotation<'a>(alert: &'a Value, name: &str) -> &'a str {
 #[tokio::test(flavor = "multi_thread")]
 async fn alerts_fire_when_deadlines_are_missed_replicas_lost_and_redis_gone() {
     let Some(rules) = alerts() else { return };
-    let (profile, redis) = (Profile::quick(0.025), Redis::start());
+    let (profile, redis) = (Profile::quick(STEP), Redis::start());
     let flags = ["--redis", &redis.url(), "--retries-per-second", "100"].map(str::to_owned);
     let cluster = Cluster::start(&ClusterConfig {
         base_unets: 4,
@@ -98,16 +101,21 @@ async fn alerts_fire_when_deadlines_are_missed_replicas_lost_and_redis_gone() {
         alert
     };
 
-    assert_eq!(prometheus.alerts(), Vec::<Value>::new(), "nothing has happened");
-    miss_deadlines(&cluster).await;
+    let firing = prometheus.alerts().into_iter().filter(|alert| alert["state"] == "firing");
+    assert_eq!(firing.collect::<Vec<_>>(), Vec::<Value>::new(), "nothing has happened");
+    let clients = cluster.clients();
+    assert_eq!(clients.health().await, Some(ServingStatus::Serving), "it is connected");
+    miss_deadlines(&clients).await;
     let missed = fires("SdxlDeadlinesMissed", &[("severity", "warning")]);
     let share: f64 = annotation(&missed, "description").split('%').next().unwrap().parse().unwrap();
     assert!((5.0..=100.0).contains(&share), "{missed}");
 
-    lose_replicas(&cluster).await;
+    let callers = lose_replicas(&cluster, &clients).await;
     let base = ("stage", "base-unet");
+    // Before the callers have their answers: by then it may be over.
     fires("SdxlResumeStorm", &[("severity", "critical"), base]);
     fires("SdxlReplicasEjected", &[("severity", "warning"), base]);
+    callers.join_all().await;
     let names = |alerts: &[Value]| alerts.iter().map(|alert| alert["labels"].to_string()).collect::<String>();
     let before = names(&prometheus.alerts());
     assert!(!before.contains("SdxlStageWithoutReplica") && !before.contains("SdxlRedisGone"), "{before}");
@@ -119,9 +127,6 @@ async fn alerts_fire_when_deadlines_are_missed_replicas_lost_and_redis_gone() {
     cluster.coordinator.kill();
     fires("SdxlCoordinatorsGone", &[("severity", "critical")]);
 }
-
-/// Panels of what did not happen.
-const EMPTY: [&str; 1] = ["Runs that did not end well"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_panel_has_something_to_show_and_a_healthy_cluster_is_left_in_peace() {
@@ -149,7 +154,7 @@ async fn every_panel_has_something_to_show_and_a_healthy_cluster_is_left_in_peac
             })
         };
         empty = panels.iter().filter(|panel| !shows(panel)).map(|panel| panel["title"].to_string()).collect();
-        if empty == EMPTY.map(|title| format!("\"{title}\"")) {
+        if empty.is_empty() {
             break;
         }
         assert!(Instant::now() < end, "nothing in {empty:?}");
@@ -157,7 +162,7 @@ async fn every_panel_has_something_to_show_and_a_healthy_cluster_is_left_in_peac
     let request = GetJobRequest { job_id, include_images: false };
     let job = jobs.get_job(request).await.unwrap().into_inner().job.unwrap();
     assert_eq!(job.state(), JobState::Succeeded);
-    println!("{} panels show something after {seed} requests", panels().len() - EMPTY.len());
+    println!("{} panels show something after {seed} requests", panels().len());
     // In so short a window the requests above were a queue that grows.
     prometheus.until("nothing is amiss", |it| it.alerts().is_empty());
 }

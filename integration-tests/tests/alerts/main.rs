@@ -3,6 +3,7 @@
 
 mod cases;
 mod chart;
+mod counters;
 mod fires;
 mod live;
 mod queries;

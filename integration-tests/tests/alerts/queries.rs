@@ -1,6 +1,6 @@
 //! What an expression of Prometheus's language asks for, as far as the chart's expressions need it.
 
-use integration_tests::Documented;
+use integration_tests::{Documented, documented::METRICS};
 use std::collections::BTreeSet;
 
 /// What Prometheus gives to whatever it scrapes, and a histogram's buckets have.
@@ -83,9 +83,13 @@ impl Asked {
                 if !known.labels.contains(label) && !OF_TARGETS.contains(&label.as_str()) {
                     problems.push(format!("{metric} has no {label}"));
                 }
+                let listed = known.values(label);
+                let is_known = |value: &str| match &listed {
+                    Some(listed) => listed.contains(value),
+                    None => METRICS.contains(&format!("`{value}`")),
+                };
                 let values = values.split('|').filter(|value| !value.starts_with('$'));
-                let unknown = values
-                    .filter(|value| !integration_tests::documented::METRICS.contains(&format!("`{value}`")));
+                let unknown = values.filter(|value| !is_known(value));
                 problems.extend(unknown.map(|value| format!("{metric} has no {label}=\"{value}\"")));
             }
         }
@@ -121,6 +125,11 @@ fn what_an_expression_asks_for_is_found() {
         ("sdxl_resumes", "there is no sdxl_resumes"),
         ("sdxl_resumes_total{outcome=\"ok\"}", "sdxl_resumes_total has no outcome"),
         ("sdxl_requests_total{outcome=~\"ok|lost\"}", "sdxl_requests_total has no outcome=\"lost\""),
+        // Others have these.
+        ("sdxl_requests_total{outcome=\"ready\"}", "sdxl_requests_total has no outcome=\"ready\""),
+        ("sdxl_stage_replicas{state=\"failed\"}", "sdxl_stage_replicas has no state=\"failed\""),
+        ("sdxl_runs_total{outcome=\"refused\"}", "sdxl_runs_total has no outcome=\"refused\""),
+        ("sdxl_resumes_total{stage=\"unet\"}", "sdxl_resumes_total has no stage=\"unet\""),
         ("sum by (size) (sdxl_resumes_total)", "nothing has size"),
     ] {
         assert_eq!(problems(wrong), [problem]);

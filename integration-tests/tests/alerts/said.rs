@@ -4,7 +4,10 @@ use crate::chart::{Rule, dashboard, laid, objects, panels, queries, rendered, ru
 use crate::{PATIENCE, queries::Asked};
 use integration_tests::{Documented, kubernetes::said, process, prometheus::tool};
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::{Command, Output},
+};
 
 fn names(rules: &[Rule]) -> BTreeSet<String> {
     let names: BTreeSet<_> = rules.iter().map(|rule| rule.alert.clone()).collect();
@@ -165,14 +168,61 @@ fn values_are_in_the_alerts() {
     assert_eq!(plain[0].annotations["runbook"], "docs/operations.md#sdxldeadlinesmissed");
 }
 
+/// The ConfigMap of this name.
+fn config_map(output: &Output, name: &str) -> Option<Value> {
+    objects(output, "ConfigMap").into_iter().find(|map| map["metadata"]["name"] == name)
+}
+
+/// Helm takes null for a value that is not there, and then its word would stay in the rules.
+#[test]
+fn a_value_that_is_taken_away_is_missed_by_name() {
+    let schema: Value = serde_json::from_str(include_str!("../../../helm/sdxl/values.schema.json")).unwrap();
+    let alerts = &schema["properties"]["monitoring"]["properties"]["alerts"]["properties"];
+    let thresholds = alerts["thresholds"]["properties"].as_object().unwrap();
+    let keys: Vec<_> = thresholds.keys().map(String::as_str).collect();
+    assert!(keys.len() > 10, "{keys:?}");
+    let none: BTreeMap<_, _> = keys.iter().map(|key| (*key, Value::Null)).collect();
+    for (alerts, keys) in [
+        (json!({"thresholds": none}), &keys[..]),
+        (json!({"window": null, "for": null, "thresholds": null}), &["window", "for", "thresholds"]),
+    ] {
+        let Some(output) = template(&json!({"alerts": alerts})) else { return };
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{alerts}");
+        for key in keys {
+            assert!(complaint.contains(&format!("'{key}'")), "{key} is not in\n{complaint}");
+        }
+    }
+}
+
+/// A key twice is no YAML, and [`objects`] takes none.
+#[test]
+fn labels_take_the_place_of_the_charts_own() {
+    let labels = json!({"app.kubernetes.io/part-of": "platform", "release": "prometheus"});
+    let on = json!({"enabled": true, "labels": labels});
+    let Some(output) = template(&json!({"podMonitor": on, "alerts": on, "dashboard": on})) else { return };
+    let dashboard = config_map(&output, "sdxl-dashboard").unwrap();
+    for object in
+        [objects(&output, "PodMonitor").remove(0), objects(&output, "PrometheusRule").remove(0), dashboard]
+    {
+        let found = &object["metadata"]["labels"];
+        assert_eq!(found["app.kubernetes.io/part-of"], "platform", "{object}");
+        assert_eq!(found["release"], "prometheus", "{object}");
+        assert_eq!(found["app.kubernetes.io/instance"], "sdxl", "the others stay: {object}");
+    }
+}
+
 #[test]
 fn a_release_that_is_not_told_to_has_none_of_it() {
     let Some(plain) = template(&json!({})) else { return };
-    for kind in ["PodMonitor", "PrometheusRule", "ConfigMap"] {
+    for kind in ["PodMonitor", "PrometheusRule"] {
         assert_eq!(objects(&plain, kind), Vec::<Value>::new());
     }
+    assert_eq!(config_map(&plain, "sdxl-dashboard"), None);
+    assert!(config_map(&plain, "sdxl-log").is_some(), "another one is always there");
     let map = |dashboard: Value| {
-        objects(&template(&json!({"dashboard": dashboard})).unwrap(), "ConfigMap").remove(0)
+        let output = template(&json!({"dashboard": dashboard})).unwrap();
+        config_map(&output, "sdxl-dashboard").unwrap()
     };
     let on = map(json!({"enabled": true}));
     assert_eq!(on["metadata"]["labels"]["grafana_dashboard"], "1");

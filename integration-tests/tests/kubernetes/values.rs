@@ -8,7 +8,7 @@ fn wrong_values_are_refused_with_the_name_of_the_key() {
     let Some(api) = ApiServer::shared() else { return };
     api.namespace("wrong", "privileged");
     let redis = "redis.inChart.enabled=true";
-    let cases: [(&[&str], &str); 25] = [
+    let cases: [(&[&str], &str); 31] = [
         (
             &["stages.baseUnet.replica=3"],
             "at '/stages/baseUnet': additional properties 'replica' not allowed",
@@ -62,6 +62,21 @@ fn wrong_values_are_refused_with_the_name_of_the_key() {
             &["monitoring.podMonitor.interval=soon"],
             "at '/monitoring/podMonitor/interval': 'soon' does not match",
         ),
+        (&["monitoring.alerts.window=0s"], "at '/monitoring/alerts/window': '0s' does not match"),
+        (&["monitoring.alerts.for=1s1m"], "at '/monitoring/alerts/for': '1s1m' does not match"),
+        (
+            &["monitoring.alerts.thresholds.ejections=null"],
+            "at '/monitoring/alerts/thresholds': missing property 'ejections'",
+        ),
+        (&["telemetry.log=inof"], "at '/telemetry/log': 'inof' does not match"),
+        (
+            &["telemetry.log=info\\,sdxl_stage=loud"],
+            "at '/telemetry/log': 'info,sdxl_stage=loud' does not match",
+        ),
+        (
+            &["telemetry.log=[run{stage=vae}]=debug\\,inof"],
+            "at '/telemetry/log': '[run{stage=vae}]=debug,inof' does not match",
+        ),
         (
             &["monitoring.alerts.thresholds.deadlineShare=5"],
             "at '/monitoring/alerts/thresholds/deadlineShare': maximum",
@@ -84,4 +99,24 @@ fn wrong_values_are_refused_with_the_name_of_the_key() {
     );
     assert_eq!(objects(api, "wrong"), Vec::<String>::new());
     said(&helm(api, "install", "wrong", &[], &LEAST));
+}
+
+/// What servers take as filters, and Prometheus as times, is not refused.
+#[test]
+fn filters_and_times_that_are_right_are_taken() {
+    let Some(api) = ApiServer::shared() else { return };
+    let filters = [
+        "WARN",
+        "off",
+        "info\\,sdxl_stage=debug",
+        "sdxl_stage::worker=trace\\, warn",
+        "[run{stage=vae}]=debug",
+        "info\\,sdxl_stage[run{stage=vae}]=trace\\, warn",
+    ];
+    let filters = filters.map(|filter| format!("telemetry.log={filter}"));
+    let times = ["30s", "1h30m", "500ms", "1w2d", "100ms", "0h5m"];
+    let times = times.map(|time| format!("monitoring.alerts.window={time}"));
+    for setting in filters.iter().chain(&times) {
+        said(&helm(api, "template", "right", &[], &[&LEAST[..], &[setting]].concat()));
+    }
 }

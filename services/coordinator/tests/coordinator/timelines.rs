@@ -16,6 +16,8 @@ use sdxl_proto::{
 use std::time::{Duration, Instant};
 
 const STEP: Duration = Duration::from_millis(20);
+/// How much later a busy machine may notice something.
+const LATE: Duration = Duration::from_millis(200);
 /// What a fake says of its queue.
 const QUEUE: Duration = Duration::from_millis(1);
 
@@ -154,7 +156,7 @@ async fn a_wait_for_a_replica_after_another_died_is_told() {
     let died = time(lost.start_time_offset) + time(lost.total_time);
     let (start, _) = span(timing);
     let wait = time(timing.wait_time);
-    assert!(wait >= gone - STEP && wait <= start - died, "{wait:?} of {:?}", start - died);
+    assert!(wait >= gone - LATE && wait <= start - died, "{wait:?} of {:?}", start - died);
     assert!(lost.steps >= 2 && timing.steps_repeated < lost.steps, "{timing:?}");
 }
 
@@ -173,14 +175,20 @@ async fn a_vae_that_is_lost_has_told_nothing() {
     for _ in 0..2 {
         let mut client = cluster.client();
         let caller = tokio::spawn(async move { client.generate(cat()).await });
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        if !caller.is_finished() {
+        let is_asked = || !cluster.vae[0].log.decodes.lock().unwrap().is_empty();
+        while !is_asked() && !caller.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if is_asked() {
+            let asked = Instant::now();
+            tokio::time::sleep(STEP * 5).await;
+            let had = asked.elapsed();
             cluster.vae[0].kill();
             let answer = caller.await.unwrap().unwrap().into_inner();
             let [lost] = &of(&answer, Stage::Vae, Some(0)).lost_attempts[..] else { panic!("{answer:?}") };
             assert_eq!((lost.end(), lost.steps), (AttemptEnd::Died, 0));
             assert_eq!((lost.queue_time, lost.run_time), (None, None));
-            assert!(convert::duration_or_zero(lost.total_time) >= Duration::from_millis(200), "{lost:?}");
+            assert!(convert::duration_or_zero(lost.total_time) >= had, "{lost:?} after {had:?}");
             return;
         }
     }

@@ -153,6 +153,7 @@ where
     E: Engine + 'static,
     I: Send + 'static,
 {
+    told::begin(stage);
     let queue = Arc::new(Queue::new(args.queue_depth.get()));
     let (built, receiver) = oneshot::channel();
     let shared = Arc::clone(&queue);

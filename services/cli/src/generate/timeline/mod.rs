@@ -40,6 +40,7 @@ pub(super) struct Style {
 pub(super) fn draw(report: &Report, style: Style) -> String {
     let style = Style { columns: style.columns.clamp(FEWEST_COLUMNS, MOST_COLUMNS), ..style };
     let mut rows = rows::of(report);
+    let between = rows.last().filter(|row| row.label == "coordinator").map(|row| row.time);
     let left_out = rows.len().saturating_sub(MOST_ROWS);
     rows.truncate(MOST_ROWS);
     let ends = rows.iter().flat_map(|row| &row.spans).map(|span| span.end);
@@ -59,7 +60,7 @@ pub(super) fn draw(report: &Report, style: Style) -> String {
     lines.extend(bar::legend(&rows, scale, style));
     lines.extend(totals::by_stage(report));
     lines.push(String::new());
-    lines.extend(totals::whole(report, &rows));
+    lines.extend(totals::whole(report, between));
     if !report.trace_id.is_empty() {
         lines.push(format!("trace {}", plain(&report.trace_id)));
     }

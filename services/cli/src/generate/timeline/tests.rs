@@ -356,6 +356,8 @@ fn absurd_values_are_drawn() {
 #[test]
 fn more_rows_than_any_request_has_are_counted_and_not_drawn() {
     let timings = vec![timing(Stage::Vae, Some(0), 0, [0, 1, 1]); 100_000];
-    let text = drawn(one(timings, 1), 1, WIDE);
+    let text = drawn(one(timings, 3), 3, WIDE);
     assert!(text.lines().count() < 220 && text.contains("and 99801 rows more"), "{}", text.lines().count());
+    assert!(!text.lines().any(|line| line.starts_with("coordinator")), "its row is left out");
+    assert!(text.contains("3.00 ms at the coordinator, of which 2.00 ms at no stage"), "{text}");
 }

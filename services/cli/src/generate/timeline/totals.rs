@@ -1,6 +1,6 @@
 //! What a timeline comes to.
 
-use super::{numbers::time, rows::Row};
+use super::numbers::time;
 use crate::generate::report::{Report, TimingReport};
 use sdxl_core::StageKind;
 
@@ -72,15 +72,14 @@ pub(super) fn by_stage(report: &Report) -> Vec<String> {
     lines
 }
 
-/// The time that it took, there and here.
-pub(super) fn whole(report: &Report, rows: &[Row]) -> Vec<String> {
+/// The time that it took, there and here; `between` is what no stage had of it, where that is known.
+pub(super) fn whole(report: &Report, between: Option<f64>) -> Vec<String> {
     let here = report.elapsed_s;
     let Some(whole) = &report.request_timing else {
         return vec![format!("{} here; the cluster does not say how long it had it", time(here))];
     };
     let there = whole.total_time_s;
-    let between = rows.last().filter(|row| row.label == "coordinator");
-    let between = between.map(|row| format!(", of which {} at no stage", time(row.time)));
+    let between = between.map(|seconds| format!(", of which {} at no stage", time(seconds)));
     let mut lines = vec![format!("{} at the coordinator{}", time(there), between.unwrap_or_default())];
     lines.push(match here - there {
         // No clock is so wrong: the work was begun before this call.

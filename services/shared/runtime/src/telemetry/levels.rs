@@ -200,7 +200,15 @@ mod tests {
 
     #[test]
     fn what_is_no_filter_is_refused() {
-        for text in ["info", "WARN", "off", "info,sdxl_stage=debug", "sdxl_stage::worker=trace, warn"] {
+        for text in [
+            "info",
+            "WARN",
+            "off",
+            "info,sdxl_stage=debug",
+            "sdxl_stage::worker=trace, warn",
+            "[run{stage=vae}]=debug",
+            "info,sdxl_stage[run{stage=vae}]=trace, warn",
+        ] {
             parse(text).unwrap_or_else(|error| panic!("{text}: {error:#}"));
         }
         for text in ["", "inof", "sdxl_stage", "info,", "sdxl_stage=loud", "info,sdxl_stage", "7x"] {

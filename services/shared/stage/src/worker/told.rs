@@ -13,6 +13,16 @@ use sdxl_runtime::{
 use std::{borrow::Cow, time::Duration};
 use tracing::{Span, field::Empty, info_span};
 
+/// How a run can end.
+const OUTCOMES: [&str; 6] = ["ok", "invalid", "deadline", "cancelled", "handed_over", "failed"];
+
+/// A stage's runs that have not ended yet are there as 0, so that the first that does is seen as a change.
+pub(super) fn begin(stage: StageKind) {
+    for outcome in OUTCOMES {
+        catalogue::RUNS.add(0, [stage.name().into(), outcome.into()]);
+    }
+}
+
 /// A run's spans, from its being submitted to its end.
 #[derive(Debug)]
 pub(super) struct RunSpan {
@@ -49,6 +59,7 @@ impl RunSpan {
 
     /// How it ended, after so long on the device.
     pub(super) fn ended(&self, stage: StageKind, outcome: &'static str, run_time: Duration) {
+        debug_assert!(OUTCOMES.contains(&outcome), "{outcome} did not begin at 0");
         self.span.record("run_ms", milliseconds(run_time));
         self.span.record("outcome", outcome);
         // A span ends when it was last left, and while it was in batches it was not entered.
