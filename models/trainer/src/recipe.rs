@@ -257,10 +257,10 @@ fn default_size_conditioning() -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossWeight {
-    /// As sigma does. What is decided under much noise, layout and colour, is learnt sooner.
+    /// As sigma does, for what is decided under much noise: layout and colour.
     #[default]
     Sigma,
-    /// Alike at all levels, as in the paper. What is decided under little noise, how sharp edges are, is learnt sooner.
+    /// Alike at all levels, as in the paper.
     Uniform,
 }
 

@@ -46,18 +46,27 @@ impl Levels {
 
     /// Follows the file, if there is one, until what this returns is dropped. Must be called in a tokio runtime.
     pub(super) fn follow(self) -> JoinSet<()> {
+        self.follow_every(LOOK)
+    }
+
+    fn follow_every(self, look: Duration) -> JoinSet<()> {
         let mut following = JoinSet::new();
         if let Some(path) = self.file {
-            following.spawn(follow(path, self.text, self.filter));
+            following.spawn(follow(path, look, self.text, self.filter));
         }
         following
     }
 }
 
-async fn follow(path: PathBuf, mut known: String, filter: reload::Handle<EnvFilter, Registry>) {
+async fn follow(
+    path: PathBuf,
+    look: Duration,
+    mut known: String,
+    filter: reload::Handle<EnvFilter, Registry>,
+) {
     let mut complaint = String::new();
     loop {
-        sleep(LOOK).await;
+        sleep(look).await;
         let file = path.clone();
         let Ok(seen) = spawn_blocking(move || read(&file)).await else { continue };
         let changed = match seen {
@@ -117,6 +126,7 @@ mod tests {
     use std::{
         io,
         sync::{Arc, Mutex},
+        time::Instant,
     };
     use tracing::{debug, subscriber::set_default};
     use tracing_subscriber::{Layer, fmt::MakeWriter, layer::SubscriberExt};
@@ -158,38 +168,50 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    async fn until(is_so: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !is_so() {
+            assert!(Instant::now() < end, "it does not come to that");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
     async fn a_changed_file_is_heeded_and_one_that_is_no_filter_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("filter");
-        fs::write(&file, "warn\n").unwrap();
+        // As Kubernetes does it: there is no moment at which half of it is there.
+        let write = |text: &str| {
+            fs::write(folder.path().join("new"), text).unwrap();
+            fs::rename(folder.path().join("new"), &file).unwrap();
+        };
+        write("warn\n");
         let (levels, filter) = Levels::new(&args(Some(&file))).unwrap();
         let lines = Lines::default();
         let layer = tracing_subscriber::fmt::layer().with_writer(lines.clone()).with_filter(filter);
         let _here = set_default(Registry::default().with(layer));
-        let _following = levels.follow();
+        let _following = levels.follow_every(Duration::from_millis(5));
 
         let logged = |what: &'static str| {
             debug!(what);
             lines.have(what)
         };
-        let look = || sleep(LOOK + LOOK / 2);
         assert!(!logged("first"));
-        fs::write(&file, "info,sdxl_runtime=debug").unwrap();
-        look().await;
+        write("info,sdxl_runtime=debug");
+        until(|| lines.have("\"info,sdxl_runtime=debug\" is logged\n")).await;
         assert!(logged("second"));
-        assert!(lines.have("\"info,sdxl_runtime=debug\" is logged"));
-        for (wrong, why) in [("loud", "\"loud\" is not a filter"), ("", "\"\" is not a filter")] {
-            fs::write(&file, wrong).unwrap();
-            look().await;
-            assert!(lines.have(why) && logged("third"), "{wrong:?}");
-        }
+        write("loud");
+        until(|| lines.have("\"loud\" is not a filter")).await;
+        write("");
+        until(|| lines.have("\"\" is not a filter")).await;
         fs::remove_file(&file).unwrap();
-        look().await;
-        assert!(lines.have("filter cannot be read") && logged("fourth"));
-        fs::write(&file, "off").unwrap();
-        look().await;
-        assert!(lines.have("\"off\" is logged from now on") && !logged("fifth"));
+        until(|| lines.have("filter cannot be read")).await;
+        assert!(logged("third"));
+        write("off");
+        until(|| lines.have("\"off\" is logged from now on")).await;
+        // That line is the last one.
+        sleep(Duration::from_millis(100)).await;
+        assert!(!logged("fourth"));
     }
 
     #[test]
