@@ -23,7 +23,7 @@ tools: ## Build helm, kube-apiserver, a collector and what else the tests run, o
 
 test-kubernetes: tools ## The chart against a real API server
 	cargo build --workspace --bins
-	KUBERNETES_TESTS=required cargo test -p integration-tests --test kubernetes
+	KUBERNETES_TESTS=required cargo test --workspace --test kubernetes
 
 chart-readme: tools ## Write helm/sdxl/README.md anew from the chart's values
 	target/tools/bin/helm-docs --chart-search-root helm --sort-values-order file
