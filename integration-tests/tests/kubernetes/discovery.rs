@@ -34,6 +34,8 @@ const CALLERS: usize = 4;
 const SOON: Duration = Duration::from_secs(1);
 /// What has changed while the API server was away is known so soon after its return.
 const RETURN: Duration = Duration::from_secs(2);
+/// The same after the server itself began anew: for its first seconds it knows of no roles and forbids the watch.
+const RESTART: Duration = Duration::from_secs(10);
 const AWAY: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(400);
 
@@ -296,7 +298,7 @@ async fn in_a_network_of_its_own() {
     api.forget_history();
     api.come_back();
     added[0].write(&api, false);
-    let after = load.begins_on(&added[0].address(), Instant::now(), RETURN).await;
+    let after = load.begins_on(&added[0].address(), Instant::now(), RESTART).await;
     println!("back without its history: {} has work after {after:?}", added[0].name());
     assert!(after.is_some(), "{}", coordinator.stderr());
 
