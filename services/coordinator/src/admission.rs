@@ -145,7 +145,8 @@ impl Admission {
             return Err(Refusal::Crowded { at_work: own.requests });
         }
         if let Some(deadline) = deadline {
-            let done_in = done_in(&promised, tenant, work, speeds).div_f64(1.0 - reserve);
+            let done_in = done_in(&promised, tenant, work, speeds).as_secs_f64() / (1.0 - reserve);
+            let done_in = Duration::try_from_secs_f64(done_in).unwrap_or(Duration::MAX);
             let left = deadline.remaining();
             if done_in > left {
                 return Err(Refusal::Late { done_in, retry_after: done_in - left });
@@ -297,6 +298,17 @@ mod tests {
         assert_eq!(done_in, Duration::from_secs(11).div_f64(1.0 - FIRST_SHARE));
         assert!(admission.take(&modest, base(100), within(12), SPEEDS).is_err());
         assert!(admission.take(&modest, base(100), within(13), SPEEDS).is_ok());
+    }
+
+    #[test]
+    fn what_would_take_for_ever_is_refused() {
+        let admission = Admission::new(100);
+        let speeds = [None, Some(f64::MIN_POSITIVE), None, None];
+        for tenant in [tenant("one"), tenant("other")] {
+            let _held = admission.take(&tenant, base(10), None, speeds).unwrap();
+            let refused = admission.take(&tenant, base(10), within(5), speeds).unwrap_err();
+            assert!(matches!(refused, Refusal::Late { done_in: Duration::MAX, .. }), "{refused:?}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{error::Elapsed, timeout};
 use tonic::Status;
 
-/// A caller that hears nothing for longer asks whether the device hangs.
+/// After so long a step is told alone, so that a caller need not ask for long whether the device hangs.
 const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
 type Answer = Result<v1::DenoiseResponse, Status>;
