@@ -15,7 +15,11 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use tokio::sync::Mutex;
 use tonic::Code;
+
+/// Held by what measures times and by what keeps all processors busy.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -94,6 +98,7 @@ fn named<'a>(spans: &'a [Span], service: &str, name: &str) -> Vec<&'a Span> {
 
 #[test]
 fn one_trace_from_the_client_to_the_last_byte() {
+    let _alone = ALONE.blocking_lock();
     let Some(collector) = Collector::start() else { return };
     let profile = Profile::quick(0.025);
     let cluster = Cluster::start(&config(&profile, &collector));
@@ -309,6 +314,7 @@ const FURTHER: usize = 800;
 const GROWTH: u64 = 8 << 20;
 
 async fn without_a_collector(endpoint: String) {
+    let _alone = ALONE.lock().await;
     let profile = Profile::quick(0.001);
     let variables = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
