@@ -4,7 +4,7 @@ use crate::TextEncoderEngine;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device};
 use sdxl_core::{Conditioner, ConditionerInfo, StageKind};
-use sdxl_models::{PipelineDir, PipelineKind, TextConditioner};
+use sdxl_models::{Packing, PipelineDir, PipelineKind, TextConditioner};
 use sdxl_stage::{Details, StageInfo};
 use std::path::Path;
 
@@ -19,6 +19,7 @@ impl TextEncoderEngine {
         dtype: DType,
         device: &Device,
     ) -> anyhow::Result<(Self, StageInfo)> {
+        let _packing = Packing::new();
         let dir = open(base, PipelineKind::Base, "--base")?;
         let conditioner = TextConditioner::load(&dir, dtype, device)?;
         let mut revision = revision(&dir)?;

@@ -6,7 +6,7 @@ use sdxl_core::{
     size::{MAX_SIDE, SIDE_MULTIPLE},
 };
 use sdxl_models::{
-    PipelineDir, Weights,
+    Packing, PipelineDir, Weights,
     vae::{VaeConfig, VaeDecoder, to_rgb8},
 };
 use sdxl_stage::{
@@ -40,6 +40,7 @@ impl VaeEngine {
         }
         let dtype = config.compute_dtype(dtype);
         let weights = Weights::open(&dir.vae())?;
+        let _packing = Packing::new();
         let decoder = VaeDecoder::new(&weights.var_builder(dtype, device), &config)?;
         let count = |n: usize| u32::try_from(n).context("vae/config.json: a width beyond 2^32");
         let details = VaeInfo {

@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use candle_core::{DType, Device};
 use sdxl_core::{DenoiserInfo, StageKind};
 use sdxl_models::{
-    PipelineDir, Weights,
+    Packing, PipelineDir, Weights,
     text::ClipTextConfig,
     unet::{Unet, UnetConfig},
 };
@@ -32,6 +32,7 @@ impl DenoiserEngine {
         check_widths(&dir, &config, &config_path)?;
         let denoiser = describe(&dir, &config)?;
         let revision = dir.revision(&["unet", "scheduler"])?;
+        let _packing = Packing::new();
         let unet = Unet::new(&Weights::open(&dir.unet())?.var_builder(dtype, device), &config)?;
         let info = StageInfo {
             kind,

@@ -4,7 +4,8 @@ use candle_core::{D, DType, IndexOp, Result, Tensor};
 use candle_nn::{VarBuilder, ops::softmax_last_dim};
 
 use crate::{
-    autograd,
+    autograd::{self, slices},
+    cpu::{self, Activation, Element, Keys, Matrix, Operand, Queries},
     linear::{Linear, linear, linear_no_bias},
 };
 
@@ -41,10 +42,10 @@ impl Attention {
             Bias::All => linear,
         };
         Ok(Self {
-            to_q: project(width, width, vb.pp("to_q"))?,
-            to_k: project(context, width, vb.pp("to_k"))?,
-            to_v: project(context, width, vb.pp("to_v"))?,
-            to_out: linear(width, width, vb.pp("to_out").pp("0"))?,
+            to_q: project(width, width, &vb.pp("to_q"))?,
+            to_k: project(context, width, &vb.pp("to_k"))?,
+            to_v: project(context, width, &vb.pp("to_v"))?,
+            to_out: linear(width, width, &vb.pp("to_out").pp("0"))?,
             heads,
             upcast: false,
         })
@@ -83,6 +84,57 @@ impl Attention {
         let [k, v] = [self.scored(&k)?, self.scored(&v)?];
         let items = (0..k.dim(0)?).map(|item| Ok([k.i(item)?, v.i(item)?])).collect::<Result<Vec<_>>>()?;
         self.attend(&q, &items)
+    }
+
+    /// What the CPU's kernels take, where the projections were packed.
+    pub(crate) fn element(&self) -> Option<Element> {
+        self.to_q.packed().map(Matrix::element)
+    }
+
+    fn packed(&self) -> Result<[&Matrix; 4]> {
+        match [&self.to_q, &self.to_k, &self.to_v, &self.to_out].map(Linear::packed) {
+            [Some(q), Some(k), Some(v), Some(out)] => Ok([q, k, v, out]),
+            _ => candle_core::bail!("an attention's projections are packed together"),
+        }
+    }
+
+    /// Packed keys and values of rows, as many for each of `items`.
+    fn keys_of(&self, rows: &Operand, items: usize) -> Result<Keys> {
+        let [_, to_k, to_v, _] = self.packed()?;
+        let (k, v) = (to_k.factors(rows, Activation::Nothing), to_v.factors(rows, Activation::Nothing));
+        Ok(Keys::new([&k, &v], items, [self.heads, to_k.outputs() / self.heads]))
+    }
+
+    /// Packed keys and values of `context` `[B, T, D]`.
+    pub(crate) fn packed_keys(&self, context: &Tensor) -> Result<Keys> {
+        let [_, to_k, _, _] = self.packed()?;
+        let context = context.to_dtype(DType::F32)?;
+        let rows = slices::with(&context, |x| Ok(Operand::new(to_k.element(), x, to_k.inputs())))?;
+        self.keys_of(&rows, context.dim(0)?)
+    }
+
+    /// Rows that attend to packed `keys`, given with the projection that follows to `then`.
+    pub(crate) fn attend_to(
+        &self,
+        rows: &Operand,
+        keys: &[&Keys],
+        then: &mut dyn FnMut(&Operand, &Matrix),
+    ) -> Result<()> {
+        let [to_q, _, _, to_out] = self.packed()?;
+        let q = to_q.factors(rows, Activation::Nothing);
+        let scale = ((to_q.outputs() / self.heads) as f32).powf(-0.5);
+        then(&cpu::attend(Queries { rows: &q, scale, causal: false }, keys)?, to_out);
+        Ok(())
+    }
+
+    /// [`Attention::attend_to`] themselves, as many for each of `items`.
+    pub(crate) fn attend_to_self(
+        &self,
+        rows: &Operand,
+        items: usize,
+        then: &mut dyn FnMut(&Operand, &Matrix),
+    ) -> Result<()> {
+        self.attend_to(rows, &[&self.keys_of(rows, items)?], then)
     }
 
     /// Keys and values of `context` `[B, T, D]`, as [`Attention::forward_to`] takes them of each item; without a gradient.

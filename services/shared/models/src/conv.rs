@@ -2,11 +2,17 @@
 
 mod kernel;
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use kernel::Convolve;
 
-use crate::autograd;
+use crate::{
+    autograd,
+    cpu::{self, Convolution, Margins, Normalization, Source, Then},
+    norm::GroupNorm,
+};
 
 /// The most scratch that one convolution asks of candle at once. On devices without a kernel of ours candle lays out
 /// the whole im2col matrix: 4.8 GB for SDXL's last decoder block at 1024 x 1024. Rows beyond what fits are computed in
@@ -22,25 +28,91 @@ pub(crate) struct Conv2d {
     stride: usize,
     padding: usize,
     scratch_bytes: usize,
+    /// In place of the weight, which then has no elements. It takes and gives `[B, H, W, C]` in f32.
+    packed: Option<Arc<Convolution>>,
 }
 
 impl Conv2d {
     /// Loads a `kernel` x `kernel` convolution.
     pub(crate) fn load(vb: &VarBuilder<'_>, channels: [usize; 2], kernel: usize) -> Result<Self> {
-        let [c_in, c_out] = channels;
-        let weight = vb.get((c_out, c_in, kernel, kernel), "weight")?;
+        Self::load_with(vb, channels, [kernel, 1, kernel / 2])
+    }
+
+    fn load_with(
+        vb: &VarBuilder<'_>,
+        [c_in, c_out]: [usize; 2],
+        [kernel, stride, padding]: [usize; 3],
+    ) -> Result<Self> {
+        let mut weight = vb.get((c_out, c_in, kernel, kernel), "weight")?;
         let bias = vb.get(c_out, "bias")?.reshape((1, c_out, 1, 1))?;
-        Ok(Self { weight, bias, stride: 1, padding: kernel / 2, scratch_bytes: SCRATCH_BYTES })
+        let mut packed = None;
+        if let Some(element) = cpu::wanted(&weight) {
+            packed = Some(Arc::new(Convolution::new([&weight, &bias], stride, element)?));
+            weight = Tensor::zeros(0, weight.dtype(), weight.device())?;
+        }
+        Ok(Self { weight, bias, stride, padding, scratch_bytes: SCRATCH_BYTES, packed })
     }
 
     /// Loads a 3 x 3 convolution that halves the size, rounding up.
     pub(crate) fn load_halving(vb: &VarBuilder<'_>, channels: usize) -> Result<Self> {
-        Ok(Self { stride: 2, ..Self::load(vb, [channels, channels], 3)? })
+        Self::load_with(vb, [channels; 2], [3, 2, 1])
     }
 
     /// Loads a 3 x 3 convolution that halves the size of what its caller has padded, rounding down.
     pub(crate) fn load_halving_unpadded(vb: &VarBuilder<'_>, channels: usize) -> Result<Self> {
-        Ok(Self { padding: 0, ..Self::load_halving(vb, channels)? })
+        Self::load_with(vb, [channels; 2], [3, 2, 0])
+    }
+
+    /// As the CPU's kernels take it, if it was packed.
+    pub(crate) fn packed(&self) -> Option<&Convolution> {
+        self.packed.as_deref()
+    }
+
+    fn margins(&self) -> Margins {
+        Margins { before: self.padding, behind: self.padding }
+    }
+
+    /// Height and width of a map as this convolution takes it.
+    pub(crate) fn sides(&self, x: &Tensor) -> Result<[usize; 2]> {
+        let (_, a, b, c) = x.dims4()?;
+        Ok(if self.packed.is_some() { [a, b] } else { [b, c] })
+    }
+
+    /// Pictures `[B, C, H, W]` as this convolution takes them.
+    pub(crate) fn laid_out(&self, x: &Tensor) -> Result<Tensor> {
+        if self.packed.is_some() { x.permute((0, 2, 3, 1))?.contiguous() } else { Ok(x.clone()) }
+    }
+
+    /// What this convolution gave, as pictures `[B, C, H, W]`.
+    pub(crate) fn pictures(&self, y: &Tensor) -> Result<Tensor> {
+        if self.packed.is_some() { y.permute((0, 3, 1, 2))?.contiguous() } else { Ok(y.clone()) }
+    }
+
+    /// Of a packed convolution, what it takes from `parts` side by side.
+    pub(crate) fn source<'a>(
+        &self,
+        parts: &'a [&'a Tensor],
+        norm: Option<(&'a Normalization, Then)>,
+    ) -> Source<'a> {
+        Source { parts, norm, size: None, margins: self.margins() }
+    }
+
+    /// [`Conv2d::forward`] of `x` made as large as `height` and `width`, each pixel by its nearest.
+    pub(crate) fn forward_upsampled(&self, x: &Tensor, [height, width]: [usize; 2]) -> Result<Tensor> {
+        if let Some(packed) = &self.packed {
+            let parts = [x];
+            let source = Source { size: Some([height, width]), ..self.source(&parts, None) };
+            return packed.forward(&source, None, None);
+        }
+        self.forward(&autograd::upsampled(x, height, width)?)
+    }
+
+    /// [`Conv2d::forward`] of `x` normalized, and through SiLU.
+    pub(crate) fn forward_normalized(&self, x: &Tensor, norm: &GroupNorm) -> Result<Tensor> {
+        if let (Some(packed), Some(norm)) = (&self.packed, norm.packed()) {
+            return packed.forward(&self.source(&[x], Some((norm, Then::Silu))), None, None);
+        }
+        self.forward(&norm.forward_silu(x)?)
     }
 
     /// Weight, and bias as it stands here.
@@ -48,8 +120,11 @@ impl Conv2d {
         [&self.weight, &self.bias]
     }
 
-    /// `[B, C_in, H, W]` to `[B, C_out, H, W]`, or half that size where it halves.
+    /// `[B, C_in, H, W]` to `[B, C_out, H, W]`, or half that size where it halves. Channels are last where it is packed.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(packed) = &self.packed {
+            return packed.forward(&self.source(&[x], None), None, None);
+        }
         if let Some(precision) = autograd::wanted(&[x, &self.weight]) {
             let bias = self.bias.flatten_all()?;
             return autograd::conv2d(x, [&self.weight, &bias], self.stride, [self.padding; 2], precision);
@@ -59,6 +134,10 @@ impl Conv2d {
 
     /// [`Conv2d::forward`] of `x` with a row and a column of zeros past the far edges.
     pub(crate) fn forward_past_edges(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(packed) = &self.packed {
+            let margins = Margins { before: self.padding, behind: self.padding + 1 };
+            return packed.forward(&Source { margins, ..self.source(&[x], None) }, None, None);
+        }
         if let Some(precision) = autograd::wanted(&[x, &self.weight]) {
             let bias = self.bias.flatten_all()?;
             let padding = [self.padding, self.padding + 1];

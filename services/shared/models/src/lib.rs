@@ -6,6 +6,7 @@ pub mod autograd;
 pub mod checkpoint;
 pub mod config;
 mod conv;
+mod cpu;
 pub mod denoise;
 pub mod error;
 mod finite;
@@ -25,6 +26,7 @@ pub mod vae;
 pub mod weights;
 
 pub use checkpoint::{EncoderDir, PipelineDir, PipelineKind};
+pub use cpu::Packing;
 pub use error::ModelError;
 pub use text::{TextConditioner, TextEmbedding};
 pub use tokenizer::{ClipTokenizer, TokenizedPrompt};

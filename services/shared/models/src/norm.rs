@@ -3,11 +3,16 @@
 //! candle-nn's own sums a group in f32 only, which loses digits over the millions of values of a large picture, rounds
 //! half-precision activations before the affine part, and holds five copies of its input on the way.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
 
-use crate::autograd;
+use crate::{
+    autograd,
+    cpu::{self, Normalization},
+};
 
 /// What follows the normalization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +30,7 @@ pub(crate) struct GroupNorm {
     bias: Tensor,
     num_groups: usize,
     eps: f32,
+    packed: Option<Arc<Normalization>>,
 }
 
 impl GroupNorm {
@@ -33,7 +39,17 @@ impl GroupNorm {
             bail!("{channels} channels do not divide into norm_num_groups = {num_groups}");
         }
         let vb = vb.clone().set_dtype(DType::F32);
-        Ok(Self { weight: vb.get(channels, "weight")?, bias: vb.get(channels, "bias")?, num_groups, eps })
+        let (weight, bias) = (vb.get(channels, "weight")?, vb.get(channels, "bias")?);
+        let packed = match cpu::wanted(&weight) {
+            Some(_) => Some(Arc::new(Normalization::new([&weight, &bias], num_groups, eps)?)),
+            None => None,
+        };
+        Ok(Self { weight, bias, num_groups, eps, packed })
+    }
+
+    /// As the CPU's kernels take it, if it was packed.
+    pub(crate) fn packed(&self) -> Option<&Normalization> {
+        self.packed.as_deref()
     }
 
     /// Weight and bias.
@@ -186,7 +202,7 @@ mod tests {
 
     fn norm(channels: usize) -> GroupNorm {
         let draw = |mean| Tensor::randn(mean, 0.3f32, channels, &Device::Cpu).unwrap();
-        GroupNorm { weight: draw(1.0), bias: draw(0.0), num_groups: 4, eps: 1e-5 }
+        GroupNorm { weight: draw(1.0), bias: draw(0.0), num_groups: 4, eps: 1e-5, packed: None }
     }
 
     fn worst(a: &Tensor, b: &Tensor) -> f32 {

@@ -1,11 +1,12 @@
 //! diffusers' `ResnetBlock2D`, which the UNet and the autoencoder share.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::{
     autograd::{self, ResnetTensors},
     conv::Conv2d,
+    cpu::Then,
     linear::{Linear, linear},
     norm::GroupNorm,
 };
@@ -38,7 +39,7 @@ impl ResnetBlock2D {
     ) -> Result<Self> {
         let [c_in, c_out] = channels;
         let time_emb_proj =
-            temb_channels.map(|width| linear(width, c_out, vb.pp("time_emb_proj"))).transpose()?;
+            temb_channels.map(|width| linear(width, c_out, &vb.pp("time_emb_proj"))).transpose()?;
         let conv_shortcut =
             (c_in != c_out).then(|| Conv2d::load(&vb.pp("conv_shortcut"), channels, 1)).transpose()?;
         Ok(Self {
@@ -54,6 +55,9 @@ impl ResnetBlock2D {
     /// `x` `[B, C_in, H, W]` to `[B, C_out, H, W]`; `temb` `[B, T]` has been through SiLU, once for all blocks. Takes
     /// `x` whole, so that a large picture's activations are freed as soon as they can be.
     pub(crate) fn forward(&self, x: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        if let Some(y) = self.packed(&[&x], temb)? {
+            return Ok(y);
+        }
         if let Some(y) = self.differentiable(&[&x], temb)? {
             return Ok(y);
         }
@@ -75,11 +79,36 @@ impl ResnetBlock2D {
 
     /// [`ResnetBlock2D::forward`] of `x`'s channels, then `skip`'s.
     pub(crate) fn forward_joined(&self, x: Tensor, skip: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        if let Some(y) = self.packed(&[&x, &skip], temb)? {
+            return Ok(y);
+        }
         if let Some(y) = self.differentiable(&[&x, &skip], temb)? {
             return Ok(y);
         }
         let joined = Tensor::cat(&[x, skip], 1)?;
         self.forward(joined, temb)
+    }
+
+    /// The block by the CPU's kernels, where it was packed: `parts` `[B, H, W, C]` side by side.
+    fn packed(&self, parts: &[&Tensor], temb: Option<&Tensor>) -> Result<Option<Tensor>> {
+        let (Some(conv1), Some(conv2)) = (self.conv1.packed(), self.conv2.packed()) else { return Ok(None) };
+        let (Some(norm1), Some(norm2)) = (self.norm1.packed(), self.norm2.packed()) else { return Ok(None) };
+        let shift = self.time_emb_proj.as_ref().zip(temb);
+        let shift = shift.map(|(project, temb)| project.forward_each(temb)).transpose()?;
+        let source = self.conv1.source(parts, Some((norm1, Then::Silu)));
+        let hidden = conv1.forward(&source, shift.as_ref(), None)?;
+        let residual = match &self.conv_shortcut {
+            Some(conv) => conv.packed().map(|packed| packed.forward(&conv.source(parts, None), None, None)),
+            None => None,
+        };
+        let residual = match (residual, parts) {
+            (Some(residual), _) => residual?,
+            (None, [only]) => (*only).clone(),
+            (None, _) => Tensor::cat(parts, D::Minus1)?,
+        };
+        let inner = [&hidden];
+        let source = self.conv2.source(&inner, Some((norm2, Then::Silu)));
+        Ok(Some(conv2.forward(&source, None, Some(&residual))?))
     }
 
     /// The block as one operation, where a gradient may be asked for.

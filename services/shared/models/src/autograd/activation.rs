@@ -6,7 +6,7 @@ use super::slices;
 
 /// `exp(x)` to about one part in ten million: a power of two by the exponent's bits, the rest by its series.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const HIGH: f32 = 355.0 / 512.0;
     const LOW: f32 = -2.121_944_4e-4;
     /// Where the last bit of a number counts ones: adding it rounds, and leaves the integer in the lowest bits.
@@ -29,13 +29,13 @@ pub(super) fn exp(x: f32) -> f32 {
 }
 
 #[inline(always)]
-pub(super) fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// The normal distribution function to 1e-7 (Abramowitz and Stegun 7.1.26 in the normal's own terms), and its density.
 #[inline(always)]
-pub(super) fn normal(x: f32) -> (f32, f32) {
+pub(crate) fn normal(x: f32) -> (f32, f32) {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / 0.327_591_1_f32.mul_add(z, 1.0);
     let p = 1.061_405_4_f32;

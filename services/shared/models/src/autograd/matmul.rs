@@ -4,7 +4,9 @@
 
 use super::Precision;
 #[cfg(target_arch = "x86_64")]
-use super::{amx, scratch::Scratch};
+use super::scratch::Scratch;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::amx;
 
 /// A matrix in a slice: element `[i, j]` lies at `i * rows + j * columns`.
 #[derive(Clone, Copy, Debug)]

@@ -5,9 +5,7 @@
 //! tests check, as they check every gradient against differences. All of it runs on the calling thread alone, so that
 //! a trainer can run several graphs side by side, with the same result whatever else runs.
 
-mod activation;
-#[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod activation;
 mod attention;
 mod conv;
 mod dense;
@@ -19,8 +17,8 @@ mod norm;
 mod pixels;
 mod rearrange;
 mod resnet;
-mod scratch;
-mod slices;
+pub(crate) mod scratch;
+pub(crate) mod slices;
 #[cfg(test)]
 mod testing;
 mod transformer;

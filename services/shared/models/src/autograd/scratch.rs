@@ -12,7 +12,7 @@ const KEPT: usize = 64;
 type Pool<T> = LocalKey<RefCell<Vec<Vec<T>>>>;
 
 /// Numbers of which a thread keeps buffers.
-pub(super) trait Pooled: Copy + Default + 'static {
+pub(crate) trait Pooled: Copy + Default + 'static {
     fn pool() -> &'static Pool<Self>;
 }
 
@@ -32,7 +32,7 @@ impl Pooled for u32 {
 
 /// A buffer of its thread's, handed back when dropped.
 #[derive(Debug)]
-pub(super) struct Scratch<T: Pooled> {
+pub(crate) struct Scratch<T: Pooled> {
     /// At least `len` long.
     buffer: Vec<T>,
     len: usize,
@@ -40,7 +40,7 @@ pub(super) struct Scratch<T: Pooled> {
 
 impl<T: Pooled> Scratch<T> {
     /// `len` numbers left over from some earlier use.
-    pub(super) fn stale(len: usize) -> Self {
+    pub(crate) fn stale(len: usize) -> Self {
         let fits = |pool: &RefCell<Vec<Vec<T>>>| {
             let mut pool = pool.borrow_mut();
             let fitting = pool.iter().enumerate().filter(|(_, buffer)| buffer.len() >= len);
@@ -52,7 +52,7 @@ impl<T: Pooled> Scratch<T> {
     }
 
     /// `len` zeros.
-    pub(super) fn zeros(len: usize) -> Self {
+    pub(crate) fn zeros(len: usize) -> Self {
         let mut scratch = Self::stale(len);
         scratch.fill(T::default());
         scratch

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// The elements of contiguous f32 `storage`.
-pub(super) fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(crate) fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => bail!("a differentiable kernel takes contiguous tensors"),
@@ -11,7 +11,7 @@ pub(super) fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f3
 }
 
 /// Calls `f` with the elements of `tensor`, laid out anew if they are not contiguous.
-pub(super) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+pub(crate) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
@@ -21,7 +21,7 @@ pub(super) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> R
 }
 
 /// [`with`] several at once.
-pub(super) fn with_all<T, const N: usize>(
+pub(crate) fn with_all<T, const N: usize>(
     tensors: &[&Tensor; N],
     f: impl FnOnce([&[f32]; N]) -> Result<T>,
 ) -> Result<T> {
@@ -32,7 +32,7 @@ pub(super) fn with_all<T, const N: usize>(
 }
 
 /// [`with`] any number of them.
-pub(super) fn with_list<T>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
+pub(crate) fn with_list<T>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
     let tensors = tensors.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?;
     let guards: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
     let storages = guards.iter().map(|(storage, layout)| match &**storage {
@@ -44,11 +44,11 @@ pub(super) fn with_list<T>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Res
 }
 
 /// A kernel's result.
-pub(super) fn result(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
+pub(crate) fn result(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
     Ok((CpuStorage::F32(values), shape.into()))
 }
 
 /// A gradient of the shape of `like`.
-pub(super) fn tensor_like(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
+pub(crate) fn tensor_like(values: Vec<f32>, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(values, like.shape(), like.device())
 }

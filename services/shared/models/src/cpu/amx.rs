@@ -11,13 +11,13 @@ use std::{
 };
 
 /// Rows and columns of one tile of the result.
-pub(super) const TILE: usize = 16;
+pub(crate) const TILE: usize = 16;
 /// Depth of one tile product.
-pub(super) const DEPTH: usize = 32;
+pub(crate) const DEPTH: usize = 32;
 
 /// Whether this process may use the matrix unit: the processor has it, with the vector instructions used beside it, and
 /// the kernel grants the memory for its registers.
-pub(super) fn available() -> bool {
+pub(crate) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| processor_has_it() && kernel_permits())
 }
@@ -74,43 +74,43 @@ fn configure() {
 
 /// Where one part of a sum of products finds its operands, in elements from their starts.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     /// Of the left operand, in u16.
-    pub(super) a: usize,
+    pub(crate) a: usize,
     /// Of the right operand, in pairs.
-    pub(super) b: usize,
+    pub(crate) b: usize,
 }
 
 /// A left operand: `[.., stride]` in bf16.
 #[derive(Clone, Copy)]
-pub(super) struct Left<'a> {
-    pub(super) data: &'a [u16],
+pub(crate) struct Left<'a> {
+    pub(crate) data: &'a [u16],
     /// Elements from row to row.
-    pub(super) stride: usize,
+    pub(crate) stride: usize,
 }
 
 /// A right operand: pairs of bf16, in panels of 16 columns.
 #[derive(Clone, Copy)]
-pub(super) struct Right<'a> {
-    pub(super) data: &'a [u32],
+pub(crate) struct Right<'a> {
+    pub(crate) data: &'a [u32],
     /// Pairs from one pair of rows to the next.
-    pub(super) stride: usize,
+    pub(crate) stride: usize,
     /// Pairs from one panel of columns to the next: 16 where rows lie whole.
-    pub(super) panel: usize,
+    pub(crate) panel: usize,
 }
 
 /// Where a block of tiles goes: `[rows, stride]` in f32, from `at`.
-pub(super) struct Block<'a> {
-    pub(super) data: &'a mut [f32],
-    pub(super) at: usize,
-    pub(super) stride: usize,
+pub(crate) struct Block<'a> {
+    pub(crate) data: &'a mut [f32],
+    pub(crate) at: usize,
+    pub(crate) stride: usize,
     /// Whether the product is added to what is there.
-    pub(super) accumulate: bool,
+    pub(crate) accumulate: bool,
 }
 
 /// One or two tiles high (`ROWS`) and wide (`COLUMNS`): the sum over `segments` of products `depth` deep, a multiple of
 /// [`DEPTH`], written to `out`.
-pub(super) fn block<const ROWS: usize, const COLUMNS: usize>(
+pub(crate) fn block<const ROWS: usize, const COLUMNS: usize>(
     a: Left<'_>,
     b: Right<'_>,
     segments: &[Segment],
@@ -159,7 +159,7 @@ pub(super) fn block<const ROWS: usize, const COLUMNS: usize>(
 
 /// [`block`] as many tiles high and wide as `rows` and `columns` need, at most two.
 #[inline(always)]
-pub(super) fn blocks(
+pub(crate) fn blocks(
     a: Left<'_>,
     b: Right<'_>,
     segments: &[Segment],
@@ -264,20 +264,20 @@ unsafe fn store<const ROWS: usize, const COLUMNS: usize>(out: *mut f32, stride: 
 }
 
 /// Words as the halves that they are made of, in memory's order.
-pub(super) fn halves(words: &[u32]) -> &[u16] {
+pub(crate) fn halves(words: &[u32]) -> &[u16] {
     // SAFETY: a word is two halves, aligned for them, and halves have no invalid values.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 2 * words.len()) }
 }
 
 /// The same, to be written.
-pub(super) fn halves_mut(words: &mut [u32]) -> &mut [u16] {
+pub(crate) fn halves_mut(words: &mut [u32]) -> &mut [u16] {
     // SAFETY: as in `halves`; nor have words.
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 2 * words.len()) }
 }
 
 /// Rounds `x` to bf16, to the nearest even, into as many first elements of `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) fn round(x: &[f32], out: &mut [u16]) {
+pub(crate) fn round(x: &[f32], out: &mut [u16]) {
     assert!(x.len() <= out.len());
     let whole = x.len() / DEPTH * DEPTH;
     // SAFETY: whole vectors end before `whole`; the masks leave out whatever lies behind the end of `x`.
@@ -301,7 +301,7 @@ pub(super) fn round(x: &[f32], out: &mut [u16]) {
 /// Interleaves two rows as pairs of bf16, `first` in the lower half; `second` is as long, or empty for zeros. `out`
 /// takes 16 pairs, then skips to the next panel.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) fn interleave(first: &[f32], second: &[f32], out: &mut [u32], panel: usize) {
+pub(crate) fn interleave(first: &[f32], second: &[f32], out: &mut [u32], panel: usize) {
     let n = first.len();
     assert!(second.is_empty() || second.len() == n);
     assert!(n == 0 || (n - 1) / TILE * panel + (n - 1) % TILE < out.len());
@@ -327,7 +327,7 @@ pub(super) fn interleave(first: &[f32], second: &[f32], out: &mut [u32], panel: 
 
 /// Transposes a matrix of 16 x 16 words: `from` row by row at `from_stride`, `to` likewise.
 #[target_feature(enable = "avx512f")]
-pub(super) fn transpose(from: &[u32], from_stride: usize, to: &mut [u32], to_stride: usize) {
+pub(crate) fn transpose(from: &[u32], from_stride: usize, to: &mut [u32], to_stride: usize) {
     assert!(from.len() >= 15 * from_stride + 16 && to.len() >= 15 * to_stride + 16);
     // SAFETY: the assertion keeps all 16 rows of 16 words within their slices.
     unsafe {

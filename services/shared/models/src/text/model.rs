@@ -7,6 +7,7 @@ use candle_nn::{Embedding, VarBuilder, embedding, ops::softmax_last_dim};
 use super::config::{ClipTextConfig, HiddenAct};
 use crate::{
     ModelError, autograd,
+    cpu::{self, Activation, Keys, Queries},
     layer_norm::{LayerNorm, layer_norm},
     linear::{Linear, linear, linear_no_bias},
 };
@@ -82,7 +83,7 @@ impl ClipTextModel {
             && vb.contains_tensor("embeddings.token_embedding.weight");
         let text_model = TextTransformer::new(if bare { vb } else { &prefixed }, config)?;
         let text_projection = with_projection
-            .then(|| linear_no_bias(config.hidden_size, config.projection_dim, vb.pp("text_projection")))
+            .then(|| linear_no_bias(config.hidden_size, config.projection_dim, &vb.pp("text_projection")))
             .transpose()?;
         Ok(Self { text_model, text_projection, config: config.clone() })
     }
@@ -193,22 +194,53 @@ impl EncoderLayer {
         Ok(Self {
             layer_norm1: layer_norm(width, eps, vb.pp("layer_norm1"))?,
             self_attn: SelfAttention {
-                q_proj: linear(width, width, attn.pp("q_proj"))?,
-                k_proj: linear(width, width, attn.pp("k_proj"))?,
-                v_proj: linear(width, width, attn.pp("v_proj"))?,
-                out_proj: linear(width, width, attn.pp("out_proj"))?,
+                q_proj: linear(width, width, &attn.pp("q_proj"))?,
+                k_proj: linear(width, width, &attn.pp("k_proj"))?,
+                v_proj: linear(width, width, &attn.pp("v_proj"))?,
+                out_proj: linear(width, width, &attn.pp("out_proj"))?,
                 num_attention_heads: config.num_attention_heads,
             },
             layer_norm2: layer_norm(width, eps, vb.pp("layer_norm2"))?,
             mlp: Mlp {
-                fc1: linear(width, config.intermediate_size, vb.pp("mlp.fc1"))?,
-                fc2: linear(config.intermediate_size, width, vb.pp("mlp.fc2"))?,
+                fc1: linear(width, config.intermediate_size, &vb.pp("mlp.fc1"))?,
+                fc2: linear(config.intermediate_size, width, &vb.pp("mlp.fc2"))?,
                 hidden_act: config.hidden_act,
             },
         })
     }
 
+    /// By the CPU's kernels, where the layer was packed.
+    fn packed(&self, x: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let SelfAttention { q_proj, k_proj, v_proj, out_proj, num_attention_heads: heads } = &self.self_attn;
+        let all = [q_proj, k_proj, v_proj, out_proj, &self.mlp.fc1, &self.mlp.fc2].map(Linear::packed);
+        let [Some(q_proj), Some(k_proj), Some(v_proj), Some(out_proj), Some(fc1), Some(fc2)] = all else {
+            return Ok(None);
+        };
+        let (items, element) = (x.dim(0)?, q_proj.element());
+        let normed = |norm: &LayerNorm, x: &[f32]| match norm.rows(x, element) {
+            Some(rows) => Ok(rows),
+            None => candle_core::bail!("a layer is packed as a whole"),
+        };
+        let mut y = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let rows = normed(&self.layer_norm1, &y)?;
+        let [q, k, v] = [q_proj, k_proj, v_proj].map(|project| project.factors(&rows, Activation::Nothing));
+        let width = q_proj.outputs() / heads;
+        let keys = Keys::new([&k, &v], items, [*heads, width]);
+        let queries = Queries { rows: &q, scale: (width as f32).powf(-0.5), causal: true };
+        out_proj.add_to(&cpu::attend(queries, &[&keys])?, &mut y);
+        let activation = match self.mlp.hidden_act {
+            HiddenAct::QuickGelu => Activation::QuickGelu,
+            HiddenAct::Gelu => Activation::Gelu,
+        };
+        let rows = fc1.factors(&normed(&self.layer_norm2, &y)?, activation);
+        fc2.add_to(&rows, &mut y);
+        Tensor::from_vec(y, x.shape(), x.device()).map(Some)
+    }
+
     fn forward(&self, x: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
+        if let Some(y) = self.packed(x)? {
+            return Ok(y);
+        }
         let x = (x + self.self_attn.forward(&self.layer_norm1.forward(x)?, mask)?)?;
         &x + self.mlp.forward(&self.layer_norm2.forward(&x)?)?
     }

@@ -5,7 +5,6 @@ use candle_nn::VarBuilder;
 
 use super::{UnetConfig, prompt::Prompt, transformer::Transformer2DModel};
 use crate::{
-    autograd,
     conv::Conv2d,
     resnet::{Norm, ResnetBlock2D},
 };
@@ -192,8 +191,7 @@ impl UpBlock {
             x = self.layers.forward_joined(i, x, skip, context)?;
         }
         if let (Some(conv), Some(skip)) = (&self.upsamplers, skips.last()) {
-            let (_, _, height, width) = skip.dims4()?;
-            x = conv.forward(&autograd::upsampled(&x, height, width)?)?;
+            x = conv.forward_upsampled(&x, conv.sides(skip)?)?;
         }
         Ok(x)
     }

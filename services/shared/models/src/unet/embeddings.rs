@@ -64,8 +64,8 @@ pub(super) struct TimestepEmbedding {
 impl TimestepEmbedding {
     pub(super) fn load(vb: &VarBuilder<'_>, width: usize, time_embed_dim: usize) -> Result<Self> {
         Ok(Self {
-            linear_1: linear(width, time_embed_dim, vb.pp("linear_1"))?,
-            linear_2: linear(time_embed_dim, time_embed_dim, vb.pp("linear_2"))?,
+            linear_1: linear(width, time_embed_dim, &vb.pp("linear_1"))?,
+            linear_2: linear(time_embed_dim, time_embed_dim, &vb.pp("linear_2"))?,
         })
     }
 

@@ -98,8 +98,8 @@ impl Unet {
     }
 
     /// Predicts from `sample` `[B, C, h, w]` at `timesteps` (B of them), given `encoder_hidden_states` `[B, 77, D]`.
-    /// Inputs of any float type on the network's device; the result `[B, C, h, w]` has the network's type. Items of a
-    /// batch do not see each other.
+    /// Inputs of any float type on the network's device; the result `[B, C, h, w]` has the network's type, or f32 where it
+    /// was packed. Items of a batch do not see each other.
     ///
     /// # Errors
     /// A shape that does not fit, or a failed computation.
@@ -141,7 +141,8 @@ impl Unet {
         let temb = self.embed(timesteps, prompts)?.silu()?;
         let context = Context { temb: &temb, prompts };
 
-        let mut x = self.conv_in.forward(&sample.to_dtype(self.dtype)?)?;
+        let sample = self.conv_in.laid_out(&sample.to_dtype(self.dtype)?)?;
+        let mut x = self.conv_in.forward(&sample)?;
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
             x = block.forward(x, context, &mut skips)?;
@@ -150,7 +151,8 @@ impl Unet {
         for block in &self.up_blocks {
             x = block.forward(x, context, &mut skips)?;
         }
-        Ok(self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?)
+        let y = self.conv_out.forward_normalized(&x, &self.conv_norm_out)?;
+        Ok(self.conv_out.pictures(&y)?)
     }
 
     /// The time embedding with the added one, `[B, T]`.

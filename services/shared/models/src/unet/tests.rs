@@ -104,3 +104,65 @@ fn the_differentiable_path_is_the_same_network() {
         assert!(worst <= tolerance, "{precision:?}: {worst}");
     }
 }
+
+/// A network of the shapes of [`tiny`], packed in a type.
+fn packed(dtype: DType) -> Unet {
+    let _packing = crate::Packing::new();
+    let config = UnetConfig::from_json(TINY, Path::new("config.json")).unwrap();
+    Unet::new(&seeded::weights().set_dtype(dtype), &config).unwrap()
+}
+
+#[test]
+fn the_packed_network_is_the_same() {
+    let unet = tiny();
+    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 0.05)] {
+        let packed = packed(dtype);
+        for (batch, height, width) in [(2, 6, 7), (1, 1, 1), (3, 5, 3), (1, 33, 17), (2, 16, 32)] {
+            let (sample, states, added) =
+                (draw(&[batch, 4, height, width]), draw(&[batch, 5, 6]), added(batch));
+            let timesteps = &[981.0, 1.5, 77.0][..batch];
+            let run = |unet: &Unet| unet.forward(&sample, timesteps, &states, &added).unwrap();
+            let difference = (run(&packed) - run(&unet)).unwrap().abs().unwrap();
+            let worst = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(worst <= tolerance, "{dtype:?} {batch} x {height} x {width}: {worst}");
+            assert!(dtype == DType::F32 || worst > 1e-5, "bf16 rounds: {worst}");
+        }
+    }
+}
+
+#[test]
+fn items_of_a_packed_batch_do_not_depend_on_each_other_to_the_last_bit() {
+    for dtype in [DType::F32, DType::BF16] {
+        let unet = packed(dtype);
+        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (count, size) in [(3, 6), (2, 5), (5, 16)] {
+            let (sample, states, added) = (draw(&[count, 4, size, 6]), draw(&[count, 5, 6]), added(count));
+            let timesteps: Vec<f32> = [981.0, 501.0, 1.5].into_iter().cycle().take(count).collect();
+            let together = unet.forward(&sample, &timesteps, &states, &added).unwrap();
+            for i in 0..count {
+                let one = |t: &Tensor| t.narrow(0, i, 1).unwrap();
+                let added = AddedConditioning {
+                    text_embeds: one(&added.text_embeds),
+                    time_ids: one(&added.time_ids),
+                };
+                let alone = unet.forward(&one(&sample), &timesteps[i..=i], &one(&states), &added).unwrap();
+                assert_eq!(values(one(&together)), values(alone), "{dtype:?}: item {i} of {count}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packed_result_does_not_depend_on_threads() {
+    for dtype in [DType::F32, DType::BF16] {
+        let unet = packed(dtype);
+        let (sample, states, added) = (draw(&[2, 4, 20, 24]), draw(&[2, 5, 6]), added(2));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let run = || unet.forward(&sample, &[3.0, 4.0], &states, &added).unwrap();
+            // Tensors may be sent; prompts, which may not, are made inside.
+            pool.install(run).flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(run(1), run(3));
+    }
+}

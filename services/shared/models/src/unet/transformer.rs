@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     attention::{Attention, Bias},
-    autograd::{self, TransformerTensors},
+    autograd::{self, TransformerTensors, scratch::Scratch, slices},
+    cpu::{Element, Operand},
     layer_norm::{LayerNorm, layer_norm},
     linear::{Linear, linear},
     norm::GroupNorm,
@@ -32,8 +33,11 @@ impl FeedForward {
     fn load(vb: &VarBuilder<'_>, width: usize) -> Result<Self> {
         let (net, inner) = (vb.pp("net"), 4 * width);
         Ok(Self {
-            proj: linear(width, 2 * inner, net.pp("0").pp("proj"))?,
-            out: linear(inner, width, net.pp("2"))?,
+            proj: {
+                let vb = net.pp("0").pp("proj");
+                Linear::gated(vb.get((2 * inner, width), "weight")?, Some(vb.get(2 * inner, "bias")?))?
+            },
+            out: linear(inner, width, &net.pp("2"))?,
         })
     }
 
@@ -94,6 +98,27 @@ impl BasicTransformerBlock {
         &x + self.ff.forward(&x.apply(&self.norm3)?)?
     }
 
+    /// [`BasicTransformerBlock::forward`] by the CPU's kernels, which it was packed for, in place: rows of all items.
+    fn forward_packed(&self, x: &mut [f32], prompts: &[&Prompt], element: Element) -> Result<()> {
+        let (Some(proj), Some(out)) = (self.ff.proj.packed(), self.ff.out.packed()) else {
+            candle_core::bail!("a transformer block is packed as a whole")
+        };
+        let items = prompts.iter().map(|prompt| prompt.items()).sum::<Result<usize>>()?;
+        let normed = |norm: &LayerNorm, x: &[f32]| match norm.rows(x, element) {
+            Some(rows) => Ok(rows),
+            None => candle_core::bail!("a transformer block is packed as a whole"),
+        };
+        let rows = normed(&self.norm1, x)?;
+        self.attn1.attend_to_self(&rows, items, &mut |attended, to_out| to_out.add_to(attended, x))?;
+        let rows = normed(&self.norm2, x)?;
+        let keys = prompt::packed_keys(prompts, &self.attn2)?;
+        let keys: Vec<_> = keys.iter().map(AsRef::as_ref).collect();
+        self.attn2.attend_to(&rows, &keys, &mut |attended, to_out| to_out.add_to(attended, x))?;
+        let rows = proj.values_by_gates(&normed(&self.norm3, x)?);
+        out.add_to(&rows, x);
+        Ok(())
+    }
+
     /// As one differentiable operation takes them.
     fn tensors(&self) -> Option<TransformerTensors<'_>> {
         Some(TransformerTensors {
@@ -133,8 +158,32 @@ impl Transformer2DModel {
         })
     }
 
+    /// [`Transformer2DModel::forward`] by the CPU's kernels, where it was packed: `x` `[B, H, W, C]`.
+    fn packed(&self, x: &Tensor, prompts: &[&Prompt]) -> Result<Option<Tensor>> {
+        let projections = (self.proj_in.packed(), self.proj_out.packed());
+        let ((Some(proj_in), Some(proj_out)), Some(norm)) = (projections, self.norm.packed()) else {
+            return Ok(None);
+        };
+        let (items, height, width, _) = x.dims4()?;
+        let element = proj_in.element();
+        let mut out = vec![0.0; x.elem_count()];
+        slices::with(x, |x| {
+            let mut hidden = Scratch::<f32>::stale(x.len());
+            proj_in.numbers(&norm.rows(x, [items, height * width], element)?, &mut hidden);
+            for block in &self.transformer_blocks {
+                block.forward_packed(&mut hidden, prompts, element)?;
+            }
+            proj_out.onto(&Operand::new(element, &hidden, proj_out.inputs()), x, &mut out);
+            Ok(())
+        })?;
+        Tensor::from_vec(out, x.shape(), x.device()).map(Some)
+    }
+
     /// `x` `[B, C, H, W]`, and prompts of as many items.
     pub(super) fn forward(&self, x: &Tensor, prompts: &[&Prompt]) -> Result<Tensor> {
+        if let Some(y) = self.packed(x, prompts)? {
+            return Ok(y);
+        }
         let projections = (self.proj_in.affine(), self.proj_out.affine());
         if let (Some(precision), (Some(proj_in), Some(proj_out))) =
             (autograd::wanted(&[x, self.proj_in.weight()]), projections)
@@ -160,8 +209,8 @@ impl Transformer2DModel {
 /// A projection over channels, stored as a matrix or as a 1 x 1 convolution, which is the same over pixels.
 fn projection(vb: &VarBuilder<'_>, width: usize, config: &UnetConfig) -> Result<Linear> {
     if config.use_linear_projection {
-        return linear(width, width, vb.clone());
+        return linear(width, width, &vb.clone());
     }
     let weight = vb.get((width, width, 1, 1), "weight")?.reshape((width, width))?;
-    Ok(Linear::new(weight, Some(vb.get(width, "bias")?)))
+    Linear::new(weight, Some(vb.get(width, "bias")?))
 }

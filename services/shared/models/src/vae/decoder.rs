@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{VaeConfig, mid::MidBlock};
-use crate::{autograd, conv::Conv2d, norm::GroupNorm, resnet::ResnetBlock2D};
+use crate::{conv::Conv2d, norm::GroupNorm, resnet::ResnetBlock2D};
 
 /// Residual blocks, then twice the size but for the last.
 #[derive(Clone, Debug)]
@@ -19,9 +19,8 @@ impl UpDecoderBlock2D {
             x = resnet.forward(x, None)?;
         }
         let Some(conv) = &self.upsamplers else { return Ok(x) };
-        let (_, _, height, width) = x.dims4()?;
-        x = autograd::upsampled(&x, 2 * height, 2 * width)?;
-        conv.forward(&x)
+        let size = conv.sides(&x)?.map(|side| 2 * side);
+        conv.forward_upsampled(&x, size)
     }
 }
 
@@ -72,15 +71,16 @@ impl Decoder {
 
     /// `[B, C, h, w]` to `[B, 3, 8h, 8w]`.
     pub(super) fn forward(&self, latents: &Tensor) -> Result<Tensor> {
+        let latents = self.conv_in.laid_out(latents)?;
         let latents = match &self.post_quant_conv {
-            Some(conv) => &conv.forward(latents)?,
+            Some(conv) => conv.forward(&latents)?,
             None => latents,
         };
-        let mut x = self.mid_block.forward(self.conv_in.forward(latents)?)?;
+        let mut x = self.mid_block.forward(self.conv_in.forward(&latents)?)?;
         for block in &self.up_blocks {
             x = block.forward(x)?;
         }
-        let x = self.conv_norm_out.forward_silu(&x)?;
-        self.conv_out.forward(&x)
+        let y = self.conv_out.forward_normalized(&x, &self.conv_norm_out)?;
+        self.conv_out.pictures(&y)
     }
 }

@@ -69,15 +69,15 @@ impl Encoder {
 
     /// `[B, 3, H, W]` to `[B, 2C, H/8, W/8]`: means, then logarithms of variances.
     pub(super) fn forward(&self, images: &Tensor) -> Result<Tensor> {
-        let mut x = self.conv_in.forward(images)?;
+        let mut x = self.conv_in.forward(&self.conv_in.laid_out(images)?)?;
         for block in &self.down_blocks {
             x = block.forward(x)?;
         }
         let x = self.mid_block.forward(x)?;
-        let x = self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)?;
-        match &self.quant_conv {
-            Some(conv) => conv.forward(&x),
-            None => Ok(x),
+        let mut x = self.conv_out.forward_normalized(&x, &self.conv_norm_out)?;
+        if let Some(conv) = &self.quant_conv {
+            x = conv.forward(&x)?;
         }
+        self.conv_out.pictures(&x)
     }
 }

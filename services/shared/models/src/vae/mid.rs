@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use super::VaeConfig;
 use crate::{
     attention::{Attention, Bias},
-    autograd,
+    autograd::{self, slices},
     norm::GroupNorm,
     resnet::{Norm, ResnetBlock2D},
 };
@@ -26,7 +26,25 @@ impl MidAttention {
         })
     }
 
+    /// By the CPU's kernels, where they were packed: `x` `[B, H, W, C]`.
+    fn packed(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let (Some(norm), Some(element)) = (self.group_norm.packed(), self.attention.element()) else {
+            return Ok(None);
+        };
+        let (items, height, width, _) = x.dims4()?;
+        let mut out = vec![0.0; x.elem_count()];
+        slices::with(x, |x| {
+            let rows = norm.rows(x, [items, height * width], element)?;
+            self.attention
+                .attend_to_self(&rows, items, &mut |attended, to_out| to_out.onto(attended, x, &mut out))
+        })?;
+        Tensor::from_vec(out, x.shape(), x.device()).map(Some)
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(y) = self.packed(x)? {
+            return Ok(y);
+        }
         let (batch, channels, height, width) = x.dims4()?;
         let pixels = self.group_norm.forward(x)?.reshape((batch, channels, height * width))?;
         let pixels = autograd::exchanged(&pixels)?;

@@ -10,9 +10,9 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use lattice::{Lattice, Run};
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::{Precision, scratch::Scratch, slices, vector};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::amx;
 
 /// `x` `[B, C_in, H, W]` by `weight` `[C_out, C_in, k, k]` with k 1 or 3, plus `bias`, `[C_out]` or one for each item,
 /// `[B, C_out]`. `padding` is before and behind, in both directions.

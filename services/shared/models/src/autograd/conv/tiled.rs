@@ -2,10 +2,12 @@
 #![expect(unsafe_code, reason = "instructions asked for at run time")]
 
 use super::{Kernel, Lattice, Start, lattice::Run};
-use crate::autograd::{
-    amx::{self, Block, DEPTH, Left, Right, Segment, TILE},
-    matmul::{View, packed_left},
-    scratch::Scratch,
+use crate::{
+    autograd::{
+        matmul::{View, packed_left},
+        scratch::Scratch,
+    },
+    cpu::amx::{self, Block, DEPTH, Left, Right, Segment, TILE},
 };
 
 /// Rows and columns of the result computed at once.
