@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# `make bench`: installs the peer into a venv of its own, makes the weights once, and runs both sides in turn.
+# `make bench`: installs the peers into a venv of their own, makes the weights once, and runs all sides in turn.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../.." && pwd)"
 venv="$root/.cache/bench-venv"
-wanted="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 accelerate safetensors"
+wanted="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 openvino==2026.4.1 accelerate==1.15.0 safetensors==0.8.0"
 if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
     "$root/integration-tests/python/setup.sh" # installs python3-venv where it is missing
     python3 -m venv "$venv"
@@ -12,5 +12,5 @@ if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
     echo "$wanted" > "$venv/installed"
 fi
 cd "$root"
-cargo build --release --bins
-SDXL_BENCH_PYTHON="$venv/bin/python" cargo bench -p integration-tests --bench full_size -- "$@"
+cargo build --release --workspace --bins
+SDXL_BENCH_PYTHON="$venv/bin/python" cargo bench --workspace --bench full_size -- "$@"

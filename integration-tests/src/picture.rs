@@ -25,6 +25,12 @@ impl Picture {
         Self(image::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).to_rgb8())
     }
 
+    /// All reds row by row, then all greens, then all blues.
+    #[must_use]
+    pub fn planes(&self) -> Vec<u8> {
+        (0..3).flat_map(|channel| self.0.pixels().map(move |pixel| pixel.0[channel])).collect()
+    }
+
     /// (height, width) in pixels.
     #[must_use]
     pub fn size(&self) -> (u32, u32) {
