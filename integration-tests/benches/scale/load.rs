@@ -3,7 +3,7 @@
 use super::direct::Direct;
 use integration_tests::Clients;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use sdxl_proto::v1::{self, StageTiming};
+use sdxl_proto::v1::{self, RequestTiming, StageTiming};
 use std::{
     ops::Range,
     sync::{
@@ -43,6 +43,8 @@ pub(crate) struct Sample {
     pub(crate) latency: Duration,
     pub(crate) deadline: Option<Duration>,
     pub(crate) outcome: Outcome,
+    /// What a coordinator says of the request as a whole.
+    pub(crate) request: Option<RequestTiming>,
 }
 
 impl Sample {
@@ -86,6 +88,16 @@ impl Sample {
             .map(|time| time.as_secs_f64())
             .sum();
         Some(((self.latency - self.lag).as_secs_f64() - at_stages) * 1e3)
+    }
+
+    /// What of that has passed before its request arrived in the coordinator and since the answer was made there, and what has
+    /// passed in the coordinator while no stage was called; in milliseconds.
+    pub(crate) fn between_and_within_ms(&self) -> Option<(f64, f64)> {
+        let Outcome::Answered(timings) = &self.outcome else { return None };
+        let of = |time: Option<prost_types::Duration>| Some(Duration::try_from(time?).ok()?.as_secs_f64());
+        let total = of(self.request?.total_time)?;
+        let called: f64 = timings.iter().filter_map(|timing| of(timing.total_time)).sum();
+        Some((((self.latency - self.lag).as_secs_f64() - total) * 1e3, (total - called) * 1e3))
     }
 }
 
@@ -186,16 +198,17 @@ impl Load {
             To::Coordinator(clients) => {
                 let clients = &clients[usize::try_from(number).expect("few requests") % clients.len()];
                 let request = self.terms(number, tenant, deadline, due);
-                clients.images().generate(request).await.map(|answer| answer.into_inner().timings)
+                let answer = clients.images().generate(request).await.map(tonic::Response::into_inner);
+                answer.map(|answer| (answer.timings, answer.request_timing))
             }
-            To::Stages(direct) => direct.picture(self.seed, number).await,
+            To::Stages(direct) => direct.picture(self.seed, number).await.map(|timings| (timings, None)),
         };
         let latency = due.elapsed();
-        let outcome = match answer {
-            Ok(timings) => Outcome::Answered(timings),
-            Err(status) => failed(&status),
+        let (outcome, request) = match answer {
+            Ok((timings, request)) => (Outcome::Answered(timings), request),
+            Err(status) => (failed(&status), None),
         };
-        let sample = Sample { tenant, due, lag, latency, deadline, outcome };
+        let sample = Sample { tenant, due, lag, latency, deadline, outcome, request };
         self.samples.lock().expect("no caller panicked").push(sample);
     }
 

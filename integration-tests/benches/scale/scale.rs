@@ -147,4 +147,11 @@ fn beyond(figures: &mut Figures, when: &str, samples: &[Sample]) {
         });
         figures.add(format!("{when}: of it in the call of {name}"), mean(hop), "ms", Info);
     }
+    let elsewhere: Vec<_> = samples.iter().filter_map(Sample::between_and_within_ms).collect();
+    if !elsewhere.is_empty() {
+        let between = mean(elsewhere.iter().map(|(between, _)| *between));
+        figures.add(format!("{when}: of it between client and coordinator"), between, "ms", Info);
+        let within = mean(elsewhere.iter().map(|(_, within)| *within));
+        figures.add(format!("{when}: of it in the coordinator, in no call"), within, "ms", Info);
+    }
 }
