@@ -384,8 +384,10 @@ impl<E: Engine> Worker<E> {
             match result {
                 Ok(Step::Continue(event)) => {
                     active.steps_done += 1;
+                    // Made before either is told, so that both come to the caller in one piece.
+                    let checkpoint = self.engine.checkpoint(&active.run, false);
                     active.caller.tell(Ok(RunEvent::Step(event)));
-                    match self.engine.checkpoint(&active.run, false) {
+                    match checkpoint {
                         Ok(checkpoint) => {
                             if let Some(checkpoint) = checkpoint {
                                 active.caller.tell(Ok(RunEvent::Step(checkpoint)));
