@@ -8,6 +8,11 @@ use std::{
     process::ExitCode,
 };
 
+/// Latents and embeddings come and go all the time; the system's allocator gives each back to the kernel at once, and gets
+/// new pages for the next.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run().await {
