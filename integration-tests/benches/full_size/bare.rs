@@ -7,7 +7,7 @@ use image::{
 };
 use sdxl_core::{CropCoords, Schedule, SchedulerConfig, Size};
 use sdxl_models::{
-    ModelError, PipelineDir, TextConditioner, Weights,
+    ModelError, Packing, PipelineDir, TextConditioner, Weights,
     denoise::{Conditioning, DenoiseInputs, DenoiseRun, Start, TimeIds},
     guidance::Guidance,
     unet::{Unet, UnetConfig},
@@ -31,6 +31,7 @@ impl Bare {
             |folder: &Path| Ok::<_, ModelError>(Weights::open(folder)?.var_builder(DType::F32, &device));
         let unet_config = UnetConfig::open(&dir.unet().join("config.json"))?;
         let vae_config = VaeConfig::open(&dir.vae().join("config.json"))?;
+        let _packing = Packing::new();
         Ok(Self {
             text: TextConditioner::load(&dir, DType::F32, &device)?,
             unet: Unet::new(&weights(&dir.unet())?, &unet_config)?,

@@ -57,6 +57,32 @@ fn embeddings_are_those_of_diffusers() {
     }
 }
 
+/// As stages load them: packed. In bf16 the types of both encoders' states are one, whatever `clip_skip` leaves of each.
+#[test]
+fn packed_embeddings_are_those_of_diffusers() {
+    let folder = tempfile::tempdir().unwrap();
+    make(folder.path());
+    let dir = PipelineDir::open(&folder.path().join("base")).unwrap();
+    let expected = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/text.safetensors");
+    let expected = candle_core::safetensors::load(expected, &Device::Cpu).unwrap();
+    let _packing = sdxl_models::Packing::new();
+    for (dtype, tolerance) in [(DType::F32, TOLERANCE), (DType::BF16, 0.05)] {
+        let conditioner = TextConditioner::load(&dir, dtype, &Device::Cpu).unwrap();
+        for (i, (prompt, prompt_2, clip_skip)) in REQUESTS.into_iter().enumerate() {
+            let ours = conditioner.encode(prompt, prompt_2, clip_skip).unwrap();
+            for (ours, name) in
+                [(ours.prompt_embeds, "prompt_embeds"), (ours.pooled_prompt_embeds, "pooled_prompt_embeds")]
+            {
+                assert_eq!(ours.dtype(), dtype);
+                let difference =
+                    (ours.to_dtype(DType::F32).unwrap() - &expected[&format!("{i}.{name}")]).unwrap();
+                let worst = difference.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                assert!(worst <= tolerance, "{dtype:?} {prompt:?} {name}: {worst}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_refiner_shares_the_bases_second_encoder_and_reads_the_prompt_with_it() {
     let folder = tempfile::tempdir().unwrap();

@@ -98,19 +98,24 @@ impl Attention {
         }
     }
 
-    /// Packed keys and values of rows, as many for each of `items`.
-    fn keys_of(&self, rows: &Operand, items: usize) -> Result<Keys> {
+    /// Packed keys and values of rows, as many for each of `items`; `pack` is one of [`Keys`]' makers.
+    fn keys_of(
+        &self,
+        rows: &Operand,
+        items: usize,
+        pack: fn([&Operand; 2], usize, [usize; 2]) -> Keys,
+    ) -> Result<Keys> {
         let [_, to_k, to_v, _] = self.packed()?;
         let (k, v) = (to_k.factors(rows, Activation::Nothing), to_v.factors(rows, Activation::Nothing));
-        Ok(Keys::new([&k, &v], items, [self.heads, to_k.outputs() / self.heads]))
+        Ok(pack([&k, &v], items, [self.heads, to_k.outputs() / self.heads]))
     }
 
-    /// Packed keys and values of `context` `[B, T, D]`.
+    /// Packed keys and values of `context` `[B, T, D]`, to be kept.
     pub(crate) fn packed_keys(&self, context: &Tensor) -> Result<Keys> {
         let [_, to_k, _, _] = self.packed()?;
         let context = context.to_dtype(DType::F32)?;
         let rows = slices::with(&context, |x| Ok(Operand::new(to_k.element(), x, to_k.inputs())))?;
-        self.keys_of(&rows, context.dim(0)?)
+        self.keys_of(&rows, context.dim(0)?, Keys::kept)
     }
 
     /// Rows that attend to packed `keys`, given with the projection that follows to `then`.
@@ -134,7 +139,7 @@ impl Attention {
         items: usize,
         then: &mut dyn FnMut(&Operand, &Matrix),
     ) -> Result<()> {
-        self.attend_to(rows, &[&self.keys_of(rows, items)?], then)
+        self.attend_to(rows, &[&self.keys_of(rows, items, Keys::new)?], then)
     }
 
     /// Keys and values of `context` `[B, T, D]`, as [`Attention::forward_to`] takes them of each item; without a gradient.

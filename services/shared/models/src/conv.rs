@@ -97,6 +97,14 @@ impl Conv2d {
         Source { parts, norm, size: None, margins: self.margins() }
     }
 
+    /// [`Conv2d::forward`] of parts' channels side by side, where it was packed.
+    pub(crate) fn forward_parts(&self, parts: &[&Tensor]) -> Result<Tensor> {
+        match &self.packed {
+            Some(packed) => packed.forward(&self.source(parts, None), None, None),
+            None => candle_core::bail!("a block is packed as a whole"),
+        }
+    }
+
     /// [`Conv2d::forward`] of `x` made as large as `height` and `width`, each pixel by its nearest.
     pub(crate) fn forward_upsampled(&self, x: &Tensor, [height, width]: [usize; 2]) -> Result<Tensor> {
         if let Some(packed) = &self.packed {

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use crate::{
     autograd::{self, ResnetTensors},
     conv::Conv2d,
-    cpu::Then,
+    cpu::{Convolution, Normalization, Then},
     linear::{Linear, linear},
     norm::GroupNorm,
 };
@@ -16,6 +16,12 @@ use crate::{
 pub(crate) struct Norm {
     pub(crate) num_groups: usize,
     pub(crate) eps: f32,
+}
+
+/// What the CPU's kernels take of a block.
+struct Packed<'a> {
+    norms: [&'a Normalization; 2],
+    convs: [&'a Convolution; 2],
 }
 
 /// Two normalized convolutions around a residual, the first shifted by the time embedding where there is one.
@@ -52,11 +58,11 @@ impl ResnetBlock2D {
         })
     }
 
-    /// `x` `[B, C_in, H, W]` to `[B, C_out, H, W]`; `temb` `[B, T]` has been through SiLU, once for all blocks. Takes
+    /// `x` `[B, C_in, H, W]` to `[B, C_out, H, W]`, or with channels last where it was packed; `temb` `[B, T]` has been through SiLU, once for all blocks. Takes
     /// `x` whole, so that a large picture's activations are freed as soon as they can be.
     pub(crate) fn forward(&self, x: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
-        if let Some(y) = self.packed(&[&x], temb)? {
-            return Ok(y);
+        if let Some(packed) = self.packed() {
+            return self.forward_packed(&packed, vec![x], temb);
         }
         if let Some(y) = self.differentiable(&[&x], temb)? {
             return Ok(y);
@@ -79,8 +85,8 @@ impl ResnetBlock2D {
 
     /// [`ResnetBlock2D::forward`] of `x`'s channels, then `skip`'s.
     pub(crate) fn forward_joined(&self, x: Tensor, skip: Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
-        if let Some(y) = self.packed(&[&x, &skip], temb)? {
-            return Ok(y);
+        if let Some(packed) = self.packed() {
+            return self.forward_packed(&packed, vec![x, skip], temb);
         }
         if let Some(y) = self.differentiable(&[&x, &skip], temb)? {
             return Ok(y);
@@ -89,26 +95,35 @@ impl ResnetBlock2D {
         self.forward(joined, temb)
     }
 
-    /// The block by the CPU's kernels, where it was packed: `parts` `[B, H, W, C]` side by side.
-    fn packed(&self, parts: &[&Tensor], temb: Option<&Tensor>) -> Result<Option<Tensor>> {
-        let (Some(conv1), Some(conv2)) = (self.conv1.packed(), self.conv2.packed()) else { return Ok(None) };
-        let (Some(norm1), Some(norm2)) = (self.norm1.packed(), self.norm2.packed()) else { return Ok(None) };
+    fn packed(&self) -> Option<Packed<'_>> {
+        Some(Packed {
+            norms: [self.norm1.packed()?, self.norm2.packed()?],
+            convs: [self.conv1.packed()?, self.conv2.packed()?],
+        })
+    }
+
+    /// The block by the CPU's kernels: `parts` `[B, H, W, C]` side by side.
+    fn forward_packed(
+        &self,
+        packed: &Packed<'_>,
+        parts: Vec<Tensor>,
+        temb: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let Packed { norms, convs } = packed;
         let shift = self.time_emb_proj.as_ref().zip(temb);
         let shift = shift.map(|(project, temb)| project.forward_each(temb)).transpose()?;
-        let source = self.conv1.source(parts, Some((norm1, Then::Silu)));
-        let hidden = conv1.forward(&source, shift.as_ref(), None)?;
-        let residual = match &self.conv_shortcut {
-            Some(conv) => conv.packed().map(|packed| packed.forward(&conv.source(parts, None), None, None)),
-            None => None,
-        };
-        let residual = match (residual, parts) {
-            (Some(residual), _) => residual?,
+        let refs: Vec<&Tensor> = parts.iter().collect();
+        let source = self.conv1.source(&refs, Some((norms[0], Then::Silu)));
+        let hidden = convs[0].forward(&source, shift.as_ref(), None)?;
+        let residual = match (&self.conv_shortcut, refs.as_slice()) {
+            (Some(conv), _) => conv.forward_parts(&refs)?,
             (None, [only]) => (*only).clone(),
-            (None, _) => Tensor::cat(parts, D::Minus1)?,
+            (None, _) => Tensor::cat(&refs, D::Minus1)?,
         };
+        drop(parts);
         let inner = [&hidden];
-        let source = self.conv2.source(&inner, Some((norm2, Then::Silu)));
-        Ok(Some(conv2.forward(&source, None, Some(&residual))?))
+        let source = self.conv2.source(&inner, Some((norms[1], Then::Silu)));
+        convs[1].forward(&source, None, Some(&residual))
     }
 
     /// The block as one operation, where a gradient may be asked for.

@@ -8,6 +8,8 @@ use std::{
 
 /// Buffers kept by a thread; more are given back to the allocator.
 const KEPT: usize = 64;
+/// Numbers of a buffer that is given back whatever is kept: a large picture should not be paid for ever after.
+const LARGE: usize = 16 << 20;
 
 type Pool<T> = LocalKey<RefCell<Vec<Vec<T>>>>;
 
@@ -36,6 +38,8 @@ pub(crate) struct Scratch<T: Pooled> {
     /// At least `len` long.
     buffer: Vec<T>,
     len: usize,
+    /// Whether the buffer goes back to the pool.
+    pooled: bool,
 }
 
 impl<T: Pooled> Scratch<T> {
@@ -47,8 +51,16 @@ impl<T: Pooled> Scratch<T> {
             let best = fitting.min_by_key(|(_, buffer)| buffer.len()).map(|(i, _)| i)?;
             Some(pool.swap_remove(best))
         };
+        if len > LARGE {
+            return Self::own(len);
+        }
         let fresh = || vec![T::default(); len.next_power_of_two()];
-        Self { buffer: T::pool().with(fits).unwrap_or_else(fresh), len }
+        Self { buffer: T::pool().with(fits).unwrap_or_else(fresh), len, pooled: true }
+    }
+
+    /// `len` zeros in memory of their own, for what is held long.
+    pub(crate) fn own(len: usize) -> Self {
+        Self { buffer: vec![T::default(); len], len, pooled: false }
     }
 
     /// `len` zeros.
@@ -61,6 +73,9 @@ impl<T: Pooled> Scratch<T> {
 
 impl<T: Pooled> Drop for Scratch<T> {
     fn drop(&mut self) {
+        if !self.pooled {
+            return;
+        }
         let buffer = std::mem::take(&mut self.buffer);
         // A thread that ends has no pool any more.
         let _ = T::pool().try_with(|pool| {
@@ -99,5 +114,9 @@ mod tests {
         let second = Scratch::<u32>::stale(120);
         assert_eq!((second.as_ptr(), second.len(), second[99]), (at, 120, 7));
         assert_ne!(Scratch::<u32>::zeros(100).as_ptr(), at);
+        let own = Scratch::<u32>::own(110);
+        assert_ne!(own.as_ptr(), at);
+        drop((own, second));
+        assert_eq!(Scratch::<u32>::stale(128).as_ptr(), at, "what is of its own does not come back");
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
 pub(crate) fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => bail!("a differentiable kernel takes contiguous tensors"),
+        None => bail!("a kernel takes contiguous tensors"),
     }
 }
 
@@ -16,7 +16,7 @@ pub(crate) fn with<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> R
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => f(of(storage, layout)?),
-        _ => bail!("differentiable kernels run on the CPU"),
+        _ => bail!("kernels run on the CPU"),
     }
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn with_list<T>(tensors: &[&Tensor], f: impl FnOnce(&[&[f32]]) -> Res
     let guards: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
     let storages = guards.iter().map(|(storage, layout)| match &**storage {
         Storage::Cpu(storage) => of(storage, layout),
-        _ => bail!("differentiable kernels run on the CPU"),
+        _ => bail!("kernels run on the CPU"),
     });
     let slices = storages.collect::<Result<Vec<_>>>()?;
     f(&slices)

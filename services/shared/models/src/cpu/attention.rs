@@ -49,7 +49,21 @@ impl Panels {
 
 impl Keys {
     /// Of `items` times as many rows: each a token's keys or values, head by head.
-    pub(crate) fn new([keys, values]: [&Operand; 2], items: usize, [heads, width]: [usize; 2]) -> Self {
+    pub(crate) fn new(both: [&Operand; 2], items: usize, heads: [usize; 2]) -> Self {
+        Self::within(both, items, heads, Scratch::stale)
+    }
+
+    /// [`Keys::new`] in memory of their own: those that are held do not take what is used over and over.
+    pub(crate) fn kept(both: [&Operand; 2], items: usize, heads: [usize; 2]) -> Self {
+        Self::within(both, items, heads, Scratch::own)
+    }
+
+    fn within(
+        [keys, values]: [&Operand; 2],
+        items: usize,
+        [heads, width]: [usize; 2],
+        room: fn(usize) -> Scratch<u32>,
+    ) -> Self {
         let element = keys.element;
         let tokens = keys.rows / items;
         let (by_token, by_number) = Self::panels(element, tokens, width);
@@ -59,8 +73,8 @@ impl Keys {
             heads,
             tokens,
             width,
-            keys: Scratch::stale(items * heads * by_token.len()),
-            values: Scratch::stale(items * heads * by_number.len()),
+            keys: room(items * heads * by_token.len()),
+            values: room(items * heads * by_number.len()),
         };
         let both = packed.keys.par_chunks_exact_mut(by_token.len());
         let both = both.zip(packed.values.par_chunks_exact_mut(by_number.len())).enumerate();
@@ -240,7 +254,7 @@ fn one_block(queries: Queries<'_>, keys: &Keys, (item, place): (usize, Place)) -
             Left { words: &copied, stride: by_token.depth }
         }
     };
-    // A row beyond the causal ones needs no scores.
+    // Keys that no row of the block sees need no scores.
     let seen = if queries.causal { (row + count).min(tokens) } else { tokens };
     let columns = seen.next_multiple_of(LANES);
     let mut scores = Scratch::<f32>::stale(SIDE * columns);

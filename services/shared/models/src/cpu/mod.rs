@@ -25,7 +25,7 @@ mod room;
 mod target;
 mod wide;
 
-use std::cell::Cell;
+use std::{cell::Cell, marker::PhantomData};
 
 pub(crate) use attention::{Keys, Queries, attend};
 use candle_core::{DType, Tensor};
@@ -39,10 +39,13 @@ pub(crate) use operand::Operand;
 thread_local!(static PACKING: Cell<bool> = const { Cell::new(false) });
 
 /// While it lives, networks that this thread loads on the CPU in f32 or bf16 are packed to serve: much faster, without
-/// gradients. Results in bf16 have factors of products rounded to it, and everything else in f32.
+/// gradients. In bf16 weights are rounded to it, and where the processor multiplies it so are the other factors of
+/// products; everything else is in f32.
 #[derive(Debug)]
 pub struct Packing {
     outer: bool,
+    /// It is its thread's.
+    here: PhantomData<*const ()>,
 }
 
 impl Packing {
@@ -50,7 +53,7 @@ impl Packing {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "a scope, and no value")]
     pub fn new() -> Self {
-        Self { outer: PACKING.replace(true) }
+        Self { outer: PACKING.replace(true), here: PhantomData }
     }
 }
 

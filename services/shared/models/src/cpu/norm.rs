@@ -98,6 +98,7 @@ impl Normalization {
                 chunks.map(|sums| sums[half * channels..][own.clone()].iter().sum::<f64>()).sum()
             };
             let mean = total(0) / count;
+            // NaN is lost here and kept by the mean.
             let variance = (total(1) / count - mean * mean).max(0.0);
             let scale = 1.0 / (variance + f64::from(self.eps)).sqrt();
             for c in own.clone() {

@@ -1,5 +1,5 @@
 //! Weights as products take them.
-#![expect(unsafe_code, reason = "instructions asked for at run time")]
+#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "instructions asked for at run time"))]
 
 use candle_core::{DType, Result, Storage, Tensor, bail};
 use half::{bf16, slice::HalfFloatSliceExt};

@@ -78,6 +78,7 @@ pub(super) fn block(
             &mut out,
         );
     }
+    let _ = element;
     let (left, right, along, to) = ((left, rows), (right, panels), (segments, depth), (out, stride));
     match isa::best() {
         #[cfg(target_arch = "x86_64")]

@@ -114,12 +114,13 @@ impl ClipTextModel {
         }
         let kept = max - clip_skip;
         let mut x = self.text_model.embed(&self.input_ids(ids)?)?;
+        let dtype = x.dtype();
         let mask = causal_mask(x.dim(1)?, x.dtype(), x.device())?;
         let (head, tail) = self.text_model.layers.split_at(kept);
         for layer in head {
             x = layer.forward(&x, &mask)?;
         }
-        let hidden_states = x.clone();
+        let hidden_states = x.to_dtype(dtype)?;
         let Some(text_projection) = &self.text_projection else {
             return Ok(ClipTextOutput { hidden_states, text_embeds: None });
         };
@@ -132,7 +133,10 @@ impl ClipTextModel {
             .map(|(b, ids)| x.i((b, self.pooled_position(ids))))
             .collect::<Result<_, _>>()?;
         let pooled = self.text_model.final_layer_norm.forward(&Tensor::stack(&pooled, 0)?)?;
-        Ok(ClipTextOutput { hidden_states, text_embeds: Some(text_projection.forward(&pooled)?) })
+        Ok(ClipTextOutput {
+            hidden_states,
+            text_embeds: Some(text_projection.forward(&pooled)?.to_dtype(dtype)?),
+        })
     }
 
     /// The position whose state is pooled: the first `eos_token_id`, or by the old rule the first of the greatest id.

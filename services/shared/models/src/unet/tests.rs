@@ -53,7 +53,12 @@ fn items_of_a_batch_do_not_depend_on_each_other_to_the_last_bit() {
 
 #[test]
 fn prompts_are_kept_without_changing_a_bit() {
-    let unet = tiny();
+    for unet in [tiny(), packed(DType::F32), packed(DType::BF16)] {
+        keeps_prompts(&unet);
+    }
+}
+
+fn keeps_prompts(unet: &Unet) {
     let (sample, states, added) = (draw(&[3, 4, 6, 5]), draw(&[3, 5, 6]), added(3));
     let part = |from: usize, count: usize| {
         let of = |t: &Tensor| t.narrow(0, from, count).unwrap();
@@ -165,4 +170,25 @@ fn a_packed_result_does_not_depend_on_threads() {
         };
         assert_eq!(run(1), run(3));
     }
+}
+
+#[test]
+fn what_is_no_number_stays_none() {
+    let unet = packed(DType::F32);
+    let (states, added) = (draw(&[1, 3, 6]), added(1));
+    let mut values = vec![0.5; 4 * 8 * 8];
+    values[77] = f32::NAN;
+    let sample = Tensor::from_vec(values, (1, 4, 8, 8), &Device::Cpu).unwrap();
+    let got = unet.forward(&sample, &[5.0], &states, &added).unwrap();
+    assert!(got.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().any(|v| v.is_nan()));
+}
+
+#[test]
+fn half_precision_is_not_packed_and_works() {
+    let plain = packed(DType::F16);
+    let (sample, states, added) = (draw(&[1, 4, 6, 7]), draw(&[1, 5, 6]), added(1));
+    let got = plain.forward(&sample, &[5.0], &states, &added).unwrap();
+    let expected = tiny().forward(&sample, &[5.0], &states, &added).unwrap();
+    let difference = (got.to_dtype(DType::F32).unwrap() - expected).unwrap().abs().unwrap();
+    assert!(difference.max_all().unwrap().to_scalar::<f32>().unwrap() < 0.02);
 }
