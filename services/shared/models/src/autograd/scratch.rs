@@ -116,7 +116,10 @@ mod tests {
         assert_ne!(Scratch::<u32>::zeros(100).as_ptr(), at);
         let own = Scratch::<u32>::own(110);
         assert_ne!(own.as_ptr(), at);
+        let of_its_own = own.as_ptr();
         drop((own, second));
-        assert_eq!(Scratch::<u32>::stale(128).as_ptr(), at, "what is of its own does not come back");
+        let next = [(); 3].map(|()| Scratch::<u32>::stale(110));
+        // Its memory may be used again, its buffer is not: those of the pool are rounded up.
+        assert!(next.iter().all(|next| next.as_ptr() != of_its_own || next.buffer.len() == 128));
     }
 }
