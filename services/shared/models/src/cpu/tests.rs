@@ -11,7 +11,7 @@ fn elements() -> impl Iterator<Item = (Element, f32)> {
 }
 
 fn draw(shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap()
+    Tensor::rand(-1f32, 1.0, shape, &Device::Cpu).unwrap()
 }
 
 fn worst(a: &Tensor, b: &Tensor) -> f32 {

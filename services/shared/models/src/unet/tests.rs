@@ -24,10 +24,12 @@ fn added(batch: usize) -> AddedConditioning {
 
 #[test]
 fn every_size_comes_back() {
-    let unet = tiny();
-    for (h, w) in [(8, 8), (1, 1), (7, 10), (5, 3)] {
-        let out = unet.forward(&draw(&[1, 4, h, w]), &[1.0], &draw(&[1, 3, 6]), &added(1)).unwrap();
-        assert_eq!(out.dims(), [1, 4, h, w]);
+    for unet in [tiny(), packed(DType::F32), packed(DType::BF16)] {
+        for (h, w) in [(8, 8), (1, 1), (7, 10), (5, 3)] {
+            let out = unet.forward(&draw(&[1, 4, h, w]), &[1.0], &draw(&[1, 3, 6]), &added(1)).unwrap();
+            assert_eq!(out.dims(), [1, 4, h, w]);
+            assert!(out.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|v| v.is_finite()));
+        }
     }
 }
 
@@ -120,17 +122,24 @@ fn packed(dtype: DType) -> Unet {
 #[test]
 fn the_packed_network_is_the_same() {
     let unet = tiny();
-    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 0.05)] {
+    // Of a bf16's eight digits, over the two dozen products that follow each other here.
+    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 0.02)] {
         let packed = packed(dtype);
-        for (batch, height, width) in [(2, 6, 7), (1, 1, 1), (3, 5, 3), (1, 33, 17), (2, 16, 32)] {
-            let (sample, states, added) =
-                (draw(&[batch, 4, height, width]), draw(&[batch, 5, 6]), added(batch));
+        for (batch, height, width) in [(2, 6, 7), (3, 9, 5), (1, 33, 17), (2, 16, 32)] {
+            let mut noise = crate::noise::TorchGenerator::new(7);
+            let mut draw = |shape: &[usize]| {
+                Tensor::from_vec(noise.randn(shape.iter().product()), shape, &Device::Cpu).unwrap()
+            };
+            let (sample, states) = (draw(&[batch, 4, height, width]), draw(&[batch, 5, 6]));
+            let added = AddedConditioning { text_embeds: draw(&[batch, 10]), time_ids: draw(&[batch, 6]) };
             let timesteps = &[981.0, 1.5, 77.0][..batch];
             let run = |unet: &Unet| unet.forward(&sample, timesteps, &states, &added).unwrap();
-            let difference = (run(&packed) - run(&unet)).unwrap().abs().unwrap();
-            let worst = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
-            assert!(worst <= tolerance, "{dtype:?} {batch} x {height} x {width}: {worst}");
-            assert!(dtype == DType::F32 || worst > 1e-5, "bf16 rounds: {worst}");
+            let size =
+                |t: &Tensor| t.sqr().unwrap().mean_all().unwrap().sqrt().unwrap().to_scalar::<f32>().unwrap();
+            let expected = run(&unet);
+            let error = size(&(run(&packed) - &expected).unwrap()) / size(&expected);
+            assert!(error <= tolerance, "{dtype:?} {batch} x {height} x {width}: {error}");
+            assert!(dtype == DType::F32 || error > 1e-4, "bf16 rounds: {error}");
         }
     }
 }
