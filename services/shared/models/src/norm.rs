@@ -11,15 +11,8 @@ use rayon::prelude::*;
 
 use crate::{
     autograd,
-    cpu::{self, Normalization},
+    cpu::{self, Normalization, Then},
 };
-
-/// What follows the normalization.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    Nothing,
-    Silu,
-}
 
 /// Normalizes `[B, C, ...]` over groups of channels. Computes in f32 whatever the input's type, which it gives back.
 #[derive(Clone, Debug)]

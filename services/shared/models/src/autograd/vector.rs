@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "instructions asked for at run time")]
 
 use super::activation::{exp, normal, sigmoid, silu_slope};
+use crate::cpu::wide::folded;
 
 /// Defines a function twice, with and without wider vectors, and a third that chooses.
 macro_rules! widened {
@@ -60,20 +61,7 @@ fn sum_with<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) ->
         }
     }
     let rest: f32 = (half..len).map(|i| f(std::array::from_fn(|s| slices[s][i]))).sum();
-    total(&lanes) + rest
-}
-
-#[inline(always)]
-fn total(lanes: &[f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    let mut lanes = *lanes;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
+    folded(lanes, |a, b| a + b) + rest
 }
 
 /// The greatest of `x`; NaN only if all are.
@@ -86,14 +74,7 @@ fn greatest(x: &[f32]) -> f32 {
         lanes.iter_mut().zip(block).for_each(|(lane, v)| *lane = of(*lane, *v));
     }
     lanes.iter_mut().zip(rest).for_each(|(lane, v)| *lane = of(*lane, *v));
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] = of(lanes[i], lanes[i + half]);
-        }
-        half /= 2;
-    }
-    lanes[0]
+    folded(lanes, of)
 }
 
 #[inline(always)]

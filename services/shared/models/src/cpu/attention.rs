@@ -10,7 +10,7 @@ use super::{
     packed::turn_from,
     product::{LANES, Left, Right, SIDE, SLACK, Segment, block},
     target::Target,
-    wide::wide,
+    wide::{folded, wide},
 };
 use crate::autograd::{activation::exp, scratch::Scratch};
 
@@ -319,14 +319,7 @@ wide! {
             most.iter_mut().zip(part).for_each(|(most, x)| *most = greater(*most, *x));
         }
         most.iter_mut().zip(rest).for_each(|(most, x)| *most = greater(*most, *x));
-        let mut half = LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                most[i] = greater(most[i], most[i + half]);
-            }
-            half /= 2;
-        }
-        let shift = -most[0] * scale;
+        let shift = -folded(most, greater) * scale;
         let mut sums = [0_f32; LANES];
         let (whole, rest) = x.as_chunks_mut::<LANES>();
         for part in whole {
@@ -339,14 +332,7 @@ wide! {
             *x = exp(x.mul_add(scale, shift));
             *sum += *x;
         });
-        let mut half = LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                sums[i] += sums[i + half];
-            }
-            half /= 2;
-        }
-        sums[0]
+        folded(sums, |a, b| a + b)
     }
 }
 

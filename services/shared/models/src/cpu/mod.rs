@@ -23,7 +23,7 @@ mod portable;
 mod product;
 mod room;
 mod target;
-mod wide;
+pub(crate) mod wide;
 
 use std::{cell::Cell, marker::PhantomData};
 

@@ -3,7 +3,12 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{element::Element, finish::Activation, operand::Operand, wide::wide};
+use super::{
+    element::Element,
+    finish::Activation,
+    operand::Operand,
+    wide::{folded, wide},
+};
 use crate::autograd::slices;
 
 /// What follows a normalization.
@@ -186,14 +191,7 @@ fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
         lanes.iter_mut().zip(part).for_each(|(lane, x)| *lane += f(*x));
     }
     lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += f(*x));
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
+    folded(lanes, |a, b| a + b)
 }
 
 /// Each row of `x` normalized, as rows of factors.

@@ -1,4 +1,4 @@
-//! Functions compiled once as the crate is and once for wider vectors.
+//! Functions compiled once as the crate is and once for wider vectors, and what they have in common.
 
 /// Defines a function that runs a copy of itself compiled for the best vectors that the processor has. Whatever it calls
 /// in its loops should be `#[inline(always)]`.
@@ -33,3 +33,16 @@ macro_rules! wide {
 }
 
 pub(super) use wide;
+
+/// Lanes to one number, half of them with the other half until one is left.
+#[inline(always)]
+pub(crate) fn folded<const LANES: usize>(mut lanes: [f32; LANES], of: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = of(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
