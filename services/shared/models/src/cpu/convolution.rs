@@ -1,16 +1,17 @@
-//! Convolutions as sums of products over shifted rows of pixels.
+//! Convolutions as sums of products over shifted rows of pixels, or in tiles with fewer products.
 
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{
-    element::Element,
+    element::{Element, as_numbers},
     finish::{Finish, Onto, To},
     matrix::packed_bias,
     norm::{Affine, Coefficients, Normalization, Parts, Then, affine},
     packed::{Order, Packed},
     product::{Pixels, SLACK, Space, multiply},
     target::Target,
+    winograd::{self, KERNEL, Pictures, Results, Tile},
 };
 use crate::autograd::{scratch::Scratch, slices};
 
@@ -42,6 +43,8 @@ pub(crate) struct Convolution {
     bias: Vec<f32>,
     kernel: usize,
     stride: usize,
+    /// What its weights are mapped for, where it is computed with fewer products.
+    tile: Option<Tile>,
 }
 
 /// Pictures as factors, with their margins.
@@ -64,12 +67,31 @@ struct Sizes {
 
 impl Convolution {
     pub(crate) fn new([weight, bias]: [&Tensor; 2], stride: usize, element: Element) -> Result<Self> {
-        let (_, _, kernel, width) = weight.dims4()?;
+        let (outputs, inputs, kernel, width) = weight.dims4()?;
         if kernel != width || stride == 0 {
             bail!("a kernel of {:?} by steps of {stride} is not convolved with", weight.shape());
         }
-        let weight = Packed::new(weight, element, Order::Plain)?;
-        Ok(Self { bias: packed_bias(bias, &weight)?, weight, kernel, stride })
+        let saves = kernel == KERNEL && stride == 1 && element == Element::F32;
+        let tile = if saves { Tile::for_channels(inputs, outputs) } else { None };
+        Self::tiled([weight, bias], stride, element, tile)
+    }
+
+    /// In tiles of that size, if any.
+    pub(super) fn tiled(
+        [weight, bias]: [&Tensor; 2],
+        stride: usize,
+        element: Element,
+        tile: Option<Tile>,
+    ) -> Result<Self> {
+        let kernel = weight.dim(2)?;
+        let weight = match tile {
+            Some(tile) => {
+                let map = |row: &[f32], out: &mut [f32]| tile.kernel(row, out);
+                Packed::mapped(weight, element, Order::Plain, tile.points(), map)?
+            }
+            None => Packed::new(weight, element, Order::Plain)?,
+        };
+        Ok(Self { bias: packed_bias(bias, &weight)?, weight, kernel, stride, tile })
     }
 
     /// `[B, H, W, N]` in f32, each item's channels shifted by `shift` `[B, N]`, and added to `onto`.
@@ -83,6 +105,7 @@ impl Convolution {
         let (items, height, width, _) = first.dims4()?;
         let device = first.device().clone();
         let sizes = Sizes { items, from: [height, width], to: source.size.unwrap_or([height, width]) };
+        let to = self.out_size(sizes.to, source.margins)?;
         let parts: Vec<Tensor> =
             source.parts.iter().map(|part| part.to_dtype(DType::F32)).collect::<Result<_>>()?;
         let parts: Vec<&Tensor> = parts.iter().collect();
@@ -93,23 +116,34 @@ impl Convolution {
                 source.norm.map(|(norm, then)| norm.coefficients(&parts, [items, height * width], then));
             self.lattice(&parts, sizes, coefficients.transpose()?.as_ref(), source.margins)
         })?;
-        let [height, width] = self.out_size(&lattice)?;
+        let [height, width] = to;
         let mut out = vec![0.0; items * height * width * self.weight.columns];
         let shift = shift.map(|shift| shift.flatten_all()?.to_vec1::<f32>()).transpose()?;
         match onto {
             Some(onto) => {
-                slices::with(onto, |onto| self.run(&lattice, shift.as_deref(), Onto::Other(onto), &mut out))?;
+                slices::with(onto, |onto| {
+                    self.run(&lattice, to, shift.as_deref(), Onto::Other(onto), &mut out)
+                })?;
             }
-            None => self.run(&lattice, shift.as_deref(), Onto::Nothing, &mut out)?,
+            None => self.run(&lattice, to, shift.as_deref(), Onto::Nothing, &mut out)?,
         }
         Tensor::from_vec(out, (items, height, width, self.weight.columns), &device)
     }
 
-    fn out_size(&self, lattice: &Lattice) -> Result<[usize; 2]> {
-        if lattice.height < self.kernel || lattice.width < self.kernel {
-            bail!("a picture of {} x {} is smaller than its kernel", lattice.height, lattice.width);
+    /// Of a picture that has such margins.
+    fn out_size(&self, sides: [usize; 2], margins: Margins) -> Result<[usize; 2]> {
+        let [height, width] = sides.map(|side| margins.before + side + margins.behind);
+        if height < self.kernel || width < self.kernel {
+            bail!("a picture of {height} x {width} is smaller than its kernel");
         }
-        Ok([lattice.height, lattice.width].map(|side| (side - self.kernel) / self.stride + 1))
+        Ok([height, width].map(|side| (side - self.kernel) / self.stride + 1))
+    }
+
+    /// Pixels that fill up the last tile, beyond a side with such margins.
+    fn filling(&self, side: usize, margins: Margins) -> usize {
+        let Some(tile) = self.tile else { return 0 };
+        let results = margins.before + side + margins.behind - (KERNEL - 1);
+        results.next_multiple_of(tile.side()) - results
     }
 
     /// The source as rows of factors.
@@ -127,7 +161,8 @@ impl Convolution {
         let Sizes { items, from: [_, from_width], to: [height, width] } = sizes;
         let Margins { before, behind } = margins;
         let element = self.weight.element;
-        let (high, wide) = (before + height + behind, before + width + behind);
+        let filled = |side: usize| before + side + behind + self.filling(side, margins);
+        let (high, wide) = (filled(height), filled(width));
         let pixel = element.words(channels);
         let len = items * high * wide * pixel;
         let mut words = Scratch::stale(len + SLACK * self.stride * pixel);
@@ -156,8 +191,14 @@ impl Convolution {
         Ok(Lattice { words, items, height: high, width: wide, pixel })
     }
 
-    fn run(&self, lattice: &Lattice, shift: Option<&[f32]>, onto: Onto<'_>, out: &mut [f32]) -> Result<()> {
-        let [height, width] = self.out_size(lattice)?;
+    fn run(
+        &self,
+        lattice: &Lattice,
+        [height, width]: [usize; 2],
+        shift: Option<&[f32]>,
+        onto: Onto<'_>,
+        out: &mut [f32],
+    ) -> Result<()> {
         let len = lattice.items * height * width * self.weight.columns;
         let fits = |numbers: &[f32]| numbers.len() == len;
         let onto_fits = if let Onto::Other(other) = onto { fits(other) } else { true };
@@ -168,6 +209,15 @@ impl Convolution {
                 lattice.items,
                 self.weight.columns
             );
+        }
+        let out = Target::new(out);
+        if let Some(tile) = self.tile {
+            let &Lattice { items, height: high, width: wide, pixel, .. } = lattice;
+            let numbers = &as_numbers(&lattice.words)[..items * high * wide * pixel];
+            let pictures = Pictures { numbers, items, height: high, width: wide };
+            let results = Results { out, onto, height, width, bias: &self.bias, shift };
+            winograd::convolve(tile, pictures, &self.weight, &results);
+            return Ok(());
         }
         let line = lattice.width * lattice.pixel;
         let space = Space::Pixels(Pixels {
@@ -180,7 +230,7 @@ impl Convolution {
         });
         let tap = |tap: usize| tap / self.kernel * line + tap % self.kernel * lattice.pixel;
         let shifts: Vec<usize> = (0..self.kernel * self.kernel).map(tap).collect();
-        let to = To::Numbers { out: Target::new(out), onto };
+        let to = To::Numbers { out, onto };
         multiply(
             &lattice.words,
             &space,

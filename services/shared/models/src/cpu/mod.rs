@@ -2,7 +2,7 @@
 //! what lies between them fused into what comes before or after.
 //!
 //! Activations are f32 and lie channel by channel of each pixel, `[B, H, W, C]`, so that a pixel is a row of a matrix
-//! and a convolution a sum of matrix products over shifted rows. Factors of products are f32, or bf16 summed in f32.
+//! and a convolution a sum of matrix products over shifted rows, or in f32 of fewer over tiles. Factors of products are f32, or bf16 summed in f32.
 //! Every number of a result is summed in one order, whatever the batch, the threads and the tiles: an item does not
 //! depend on what it shares a batch with, to the last bit.
 
@@ -24,6 +24,7 @@ mod product;
 mod room;
 mod target;
 pub(crate) mod wide;
+mod winograd;
 
 use std::{cell::Cell, marker::PhantomData};
 

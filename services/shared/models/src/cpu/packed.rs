@@ -47,17 +47,11 @@ enum Numbers<'a> {
 }
 
 impl Numbers<'_> {
-    /// Those at `first`, and then every `step`, as f32.
-    fn read(self, first: usize, step: usize, out: &mut [f32]) {
-        match (self, step) {
-            (Self::F32(all), 1) => out.copy_from_slice(&all[first..][..out.len()]),
-            (Self::Bf16(all), 1) => all[first..][..out.len()].convert_to_f32_slice(out),
-            (Self::F32(all), _) => {
-                out.iter_mut().zip(all[first..].iter().step_by(step)).for_each(|(out, x)| *out = *x);
-            }
-            (Self::Bf16(all), _) => {
-                out.iter_mut().zip(all[first..].iter().step_by(step)).for_each(|(out, x)| *out = x.to_f32());
-            }
+    /// Those from `first` on, as f32.
+    fn read(self, first: usize, out: &mut [f32]) {
+        match self {
+            Self::F32(all) => out.copy_from_slice(&all[first..][..out.len()]),
+            Self::Bf16(all) => all[first..][..out.len()].convert_to_f32_slice(out),
         }
     }
 }
@@ -65,12 +59,31 @@ impl Numbers<'_> {
 impl Packed {
     /// `weight` `[N, K]` or `[N, K, h, w]`, contiguous, in f32 or bf16.
     pub(super) fn new(weight: &Tensor, element: Element, order: Order) -> Result<Self> {
-        let (columns, inputs) = (weight.dim(0)?, weight.dim(1)?);
         let taps: usize = weight.dims()[2..].iter().product();
-        if columns * inputs * taps == 0
-            || taps > MOST_TAPS
-            || order == Order::Halves && !columns.is_multiple_of(2)
-        {
+        if taps > MOST_TAPS {
+            bail!("a kernel of {taps} numbers cannot be packed");
+        }
+        Self::mapped(weight, element, order, taps, |row, out| {
+            if taps == 1 {
+                return out.copy_from_slice(row);
+            }
+            let inputs = out.len() / taps;
+            for (tap, out) in out.chunks_exact_mut(inputs).enumerate() {
+                out.iter_mut().zip(row.iter().skip(tap).step_by(taps)).for_each(|(out, x)| *out = *x);
+            }
+        })
+    }
+
+    /// `weight` `[N, K, ..]`, contiguous, in f32 or bf16, each of its rows mapped from `[K, ..]` to `[taps, K]`.
+    pub(super) fn mapped(
+        weight: &Tensor,
+        element: Element,
+        order: Order,
+        taps: usize,
+        map: impl Fn(&[f32], &mut [f32]) + Sync,
+    ) -> Result<Self> {
+        let (columns, inputs) = (weight.dim(0)?, weight.dim(1)?);
+        if weight.elem_count() * taps == 0 || order == Order::Halves && !columns.is_multiple_of(2) {
             bail!("a weight of shape {:?} cannot be packed", weight.shape());
         }
         let (storage, layout) = weight.storage_and_layout();
@@ -88,6 +101,7 @@ impl Packed {
             Order::Plain => columns.div_ceil(LANES),
             Order::Halves => 2 * (columns / 2).div_ceil(LANES),
         };
+        let of_a_row = (end - start) / columns;
         let mut words = Room::zeros(panels * panel)?;
         words.par_chunks_mut(panel).enumerate().for_each(|(at, out)| {
             let (first, end) = match order {
@@ -95,14 +109,18 @@ impl Packed {
                 Order::Halves => (at % 2 * (columns / 2) + at / 2 * LANES, (at % 2 + 1) * (columns / 2)),
             };
             let rows = first..(first + LANES).min(end);
-            let (mut row, mut lines) = (vec![0.0; inputs], vec![0; LANES * depth]);
-            for (tap, out) in out[..taps * depth * LANES].chunks_exact_mut(depth * LANES).enumerate() {
-                for (n, line) in rows.clone().zip(lines.chunks_exact_mut(depth)) {
-                    numbers.read(n * inputs * taps + tap, taps, &mut row);
-                    element.round(&row, line);
+            let (mut row, mut mapped) = (vec![0.0; of_a_row], vec![0.0; taps * inputs]);
+            let line = taps * depth;
+            let mut lines = vec![0; LANES * line];
+            for (n, lines) in rows.clone().zip(lines.chunks_exact_mut(line)) {
+                numbers.read(n * of_a_row, &mut row);
+                map(&row, &mut mapped);
+                for (numbers, words) in mapped.chunks_exact(inputs).zip(lines.chunks_exact_mut(depth)) {
+                    element.round(numbers, words);
                 }
-                turn(&lines, depth, rows.len(), out);
             }
+            // Tap after tap, and so as one.
+            turn_from(&lines, line, [line, rows.len()], out);
         });
         Ok(Self { words, element, columns, inputs, taps, depth, panel, order })
     }
@@ -117,12 +135,8 @@ impl Packed {
     }
 }
 
-/// Rows of `depth` words, `count` of them at most 16, to `[depth, 16]`; columns beyond them keep what they have.
-pub(super) fn turn(rows: &[u32], depth: usize, count: usize, out: &mut [u32]) {
-    turn_from(rows, depth, [depth, count], out);
-}
-
-/// [`turn`] of rows that lie `stride` words apart.
+/// Rows of `depth` words that lie `stride` apart, `count` of them at most 16, to `[depth, 16]`; columns beyond them keep
+/// what they have.
 pub(super) fn turn_from(rows: &[u32], stride: usize, [depth, count]: [usize; 2], out: &mut [u32]) {
     let mut done = 0;
     #[cfg(target_arch = "x86_64")]

@@ -88,7 +88,7 @@ pub(super) fn block(
 }
 
 /// Rows of a block that a kernel is best at.
-fn high(element: Element) -> usize {
+pub(super) fn high(element: Element) -> usize {
     #[cfg(target_arch = "x86_64")]
     if isa::best() == Isa::Avx512 && !(element == Element::Bf16 && amx::available()) {
         return 2 * avx512::ROWS;
@@ -288,13 +288,15 @@ fn parts(depth: usize, shifts: &[usize]) -> Vec<Part> {
             |taps: &[usize]| Part { segments: taps.iter().map(|tap| segment(*tap, 0)).collect(), depth };
         return taps.chunks(PART / depth).map(part).collect();
     }
-    let pieces = depth.div_ceil(PART);
-    // Whole tiles of the matrix unit.
-    let size = depth.div_ceil(pieces).next_multiple_of(LANES);
     let of = |tap: usize| {
-        (0..depth)
-            .step_by(size)
-            .map(move |from| Part { segments: vec![segment(tap, from)], depth: size.min(depth - from) })
+        pieces(depth).map(move |(from, depth)| Part { segments: vec![segment(tap, from)], depth })
     };
     (0..shifts.len()).flat_map(of).collect()
+}
+
+/// Where pieces of a sum begin, and how deep they are.
+pub(super) fn pieces(depth: usize) -> impl Iterator<Item = (usize, usize)> {
+    // Whole tiles of the matrix unit.
+    let size = depth.div_ceil(depth.div_ceil(PART).max(1)).next_multiple_of(LANES);
+    (0..depth).step_by(size.max(1)).map(move |from| (from, size.min(depth - from)))
 }

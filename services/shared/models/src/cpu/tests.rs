@@ -332,3 +332,54 @@ fn check_vectors(
         assert!(out.iter().take(count * 32).enumerate().all(near), "{element:?}: {count} rows");
     }
 }
+
+/// Tiles of both sizes give what the plain sum gives, where they are cut off at the far sides and where the channels fill
+/// no vector.
+#[test]
+fn tiles_give_the_same_convolution() {
+    use winograd::Tile;
+    let bits = |t: &Tensor| {
+        let numbers = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    for (shape, c_out, before, behind) in [
+        ([2, 16, 8, 8], 16, 1, 1),
+        ([1, 24, 13, 7], 40, 1, 1),
+        ([3, 17, 5, 9], 33, 0, 0),
+        ([1, 16, 3, 1], 16, 1, 2),
+        ([2, 48, 33, 18], 20, 1, 1),
+        ([1, 1300, 6, 6], 18, 1, 1),
+        // More than are under way at once.
+        ([2, 16, 200, 190], 16, 1, 1),
+    ] {
+        let x = draw(&shape);
+        let (w, b) = (draw(&[c_out, shape[1], 3, 3]), draw(&[c_out]));
+        let laid = x.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
+        let parts = [&laid];
+        let source = Source { parts: &parts, norm: None, size: None, margins: Margins { before, behind } };
+        let shift = draw(&[shape[0], c_out]);
+        let plain = Convolution::tiled([&w, &b], 1, Element::F32, None).unwrap();
+        let onto = draw(plain.forward(&source, None, None).unwrap().dims());
+        let expected = plain.forward(&source, Some(&shift), Some(&onto)).unwrap();
+        for (tile, tolerance) in [(Tile::Two, 3e-7), (Tile::Four, 3e-6)] {
+            let tiled = Convolution::tiled([&w, &b], 1, Element::F32, Some(tile)).unwrap();
+            let got = tiled.forward(&source, Some(&shift), Some(&onto)).unwrap();
+            let bound = tolerance * ((shape[1] * 9) as f32).sqrt() * 16.0;
+            let worst = worst(&got, &expected);
+            assert!(worst <= bound, "{tile:?} {shape:?} to {c_out}: {worst} of {bound}");
+            let threads = |count| rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap();
+            for count in [1, 3] {
+                let again = || tiled.forward(&source, Some(&shift), Some(&onto)).unwrap();
+                assert_eq!(bits(&threads(count).install(again)), bits(&got), "{count} threads");
+            }
+            for (item, got) in got.chunk(shape[0], 0).unwrap().iter().enumerate() {
+                let own = laid.narrow(0, item, 1).unwrap().contiguous().unwrap();
+                let [shift, onto] =
+                    [&shift, &onto].map(|t| t.narrow(0, item, 1).unwrap().contiguous().unwrap());
+                let alone = Source { parts: &[&own], ..source };
+                let alone = tiled.forward(&alone, Some(&shift), Some(&onto)).unwrap();
+                assert_eq!(bits(&alone), bits(got), "an item depends on the others of its batch");
+            }
+        }
+    }
+}
