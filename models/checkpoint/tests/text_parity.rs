@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use sdxl_checkpoint::{Component, RandomCheckpoint, StoredType, Variant};
-use sdxl_models::{PipelineDir, PipelineKind, TextConditioner};
+use sdxl_models::{PipelineDir, PipelineKind, Text, TextConditioner, TextEmbedding};
 
 /// As in `golden/text.py`.
 const REQUESTS: [(&str, &str, usize); 4] = [
@@ -81,6 +81,47 @@ fn packed_embeddings_are_those_of_diffusers() {
             }
         }
     }
+}
+
+/// Packed texts are encoded together, others one by one; either way each is what it is alone, to the last bit.
+#[test]
+fn a_text_does_not_depend_on_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    make(folder.path());
+    let bits = |embedding: &TextEmbedding| {
+        let numbers =
+            |t: &Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let both = [numbers(&embedding.prompt_embeds), numbers(&embedding.pooled_prompt_embeds)].concat();
+        both.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let long = vec!["word"; 100].join(" ");
+    let texts: Vec<_> = REQUESTS.into_iter().map(|(prompt, prompt_2, _)| Text { prompt, prompt_2 }).collect();
+    let texts =
+        [texts, vec![Text { prompt: "a cat", prompt_2: &long }, Text { prompt: &long, prompt_2: "" }]];
+    let texts = texts.concat();
+    for packed in [true, false] {
+        let scope = packed.then(sdxl_models::Packing::new);
+        for dtype in [DType::F32, DType::BF16] {
+            let dir = PipelineDir::open(&folder.path().join("base")).unwrap();
+            let conditioner = TextConditioner::load(&dir, dtype, &Device::Cpu).unwrap();
+            for clip_skip in [0, 1] {
+                let all = conditioner.encode_all(&texts, clip_skip).unwrap();
+                assert_eq!(all.len(), texts.len());
+                for (together, Text { prompt, prompt_2 }) in all.iter().zip(&texts) {
+                    let alone = conditioner.encode(prompt, prompt_2, clip_skip).unwrap();
+                    assert_eq!(bits(together), bits(&alone), "{dtype:?} {prompt:?}");
+                    assert_eq!(together.prompt_truncated, alone.prompt_truncated);
+                    assert_eq!(together.prompt_2_truncated, alone.prompt_2_truncated);
+                }
+                let lost = all.iter().map(|e| [e.prompt_truncated.is_some(), e.prompt_2_truncated.is_some()]);
+                let lost: Vec<_> = lost.skip(REQUESTS.len()).collect();
+                assert_eq!(lost, [[false, true], [true, false]]);
+            }
+        }
+        drop(scope);
+    }
+    let conditioner = load(&folder.path().join("base")).1;
+    assert!(conditioner.encode_all(&[], 0).unwrap().is_empty());
 }
 
 #[test]

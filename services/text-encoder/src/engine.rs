@@ -1,10 +1,13 @@
 use sdxl_core::{Conditioner, Size, Violations};
-use sdxl_models::TextConditioner;
+use sdxl_models::{Text, TextConditioner};
 use sdxl_stage::{
     Engine, EngineError, Step, StepOf, Work,
     jobs::{EncodeJob, TextEmbedding, TextJob},
 };
 use std::vec;
+
+/// The most texts of a run that are encoded in one step: more together are hardly faster, and a step should be short.
+const STEP: usize = 8;
 
 /// The text encoders of a base and perhaps of a refiner.
 #[derive(Debug)]
@@ -44,26 +47,46 @@ impl TextEncoderEngine {
         }
     }
 
-    fn encode(&self, input: &TextJob) -> Result<TextEmbedding, EngineError> {
-        let conditioner = self
-            .conditioner(input.conditioner)
-            .ok_or_else(|| EngineError::failed("a run has lost its conditioner"))?;
-        let embedding = conditioner
-            .encode(&input.prompt, &input.prompt_2, input.clip_skip as usize)
-            .map_err(EngineError::failed)?;
-        Ok(TextEmbedding {
+    /// How many texts a step of this conditioner's encodes.
+    fn step(&self, which: Conditioner) -> usize {
+        if self.conditioner(which).is_some_and(TextConditioner::encodes_together) { STEP } else { 1 }
+    }
+
+    /// The texts of each step to come.
+    fn steps<'a>(
+        &self,
+        inputs: &'a vec::IntoIter<TextJob>,
+    ) -> impl Iterator<Item = &'a [TextJob]> + use<'a, '_> {
+        let alike = inputs.as_slice().chunk_by(share_a_step);
+        alike.flat_map(|texts| texts.chunks(texts.first().map_or(1, |text| self.step(text.conditioner))))
+    }
+
+    /// All of `inputs`, which are for one conditioner and leave out as many layers.
+    fn encode(&self, inputs: &[TextJob]) -> Result<Vec<TextEmbedding>, EngineError> {
+        let lost = || EngineError::failed("a run has lost its conditioner");
+        let [TextJob { conditioner, clip_skip, .. }, ..] = inputs else { return Ok(Vec::new()) };
+        let conditioner = self.conditioner(*conditioner).ok_or_else(lost)?;
+        let texts: Vec<_> =
+            inputs.iter().map(|input| Text { prompt: &input.prompt, prompt_2: &input.prompt_2 }).collect();
+        let embeddings = conditioner.encode_all(&texts, *clip_skip as usize).map_err(EngineError::failed)?;
+        let embedding = |embedding: sdxl_models::TextEmbedding| TextEmbedding {
             prompt_embeds: embedding.prompt_embeds,
             pooled_prompt_embeds: embedding.pooled_prompt_embeds,
             prompt_truncated: embedding.prompt_truncated,
             prompt_2_truncated: embedding.prompt_2_truncated,
-        })
+        };
+        Ok(embeddings.into_iter().map(embedding).collect())
     }
+}
+
+fn share_a_step(a: &TextJob, b: &TextJob) -> bool {
+    (a.conditioner, a.clip_skip) == (b.conditioner, b.clip_skip)
 }
 
 impl Engine for TextEncoderEngine {
     type Request = EncodeJob;
     type Run = EncodeRun;
-    /// A text has been encoded.
+    /// Some texts have been encoded.
     type Event = ();
     type Output = Vec<TextEmbedding>;
 
@@ -71,7 +94,8 @@ impl Engine for TextEncoderEngine {
         for conditioner in [Conditioner::Base, Conditioner::Refiner] {
             if self.conditioner(conditioner).is_some() {
                 let prompt = "a lighthouse".to_owned();
-                self.encode(&TextJob { conditioner, prompt, prompt_2: String::new(), clip_skip: 0 })?;
+                let text = TextJob { conditioner, prompt, prompt_2: String::new(), clip_skip: 0 };
+                self.encode(&[text])?;
             }
         }
         Ok(())
@@ -95,15 +119,17 @@ impl Engine for TextEncoderEngine {
     }
 
     fn work(&self, run: &EncodeRun) -> Work {
-        let steps = u32::try_from(run.inputs.len()).unwrap_or(u32::MAX);
-        Work { size: Size::new(0, 0), evaluations: 1, steps }
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let next = self.steps(&run.inputs).next().map_or(0, <[_]>::len);
+        let steps = self.steps(&run.inputs).count();
+        Work { size: Size::new(0, 0), evaluations: count(next), steps: count(steps) }
     }
 
     fn advance(&mut self, runs: &mut [&mut EncodeRun]) -> Vec<Result<StepOf<Self>, EngineError>> {
         let one = |run: &mut &mut EncodeRun| {
-            if let Some(input) = run.inputs.next() {
-                run.embeddings.push(self.encode(&input)?);
-            }
+            let count = self.steps(&run.inputs).next().map_or(0, <[_]>::len);
+            let texts: Vec<_> = run.inputs.by_ref().take(count).collect();
+            run.embeddings.extend(self.encode(&texts)?);
             if run.inputs.len() > 0 {
                 return Ok(Step::Continue(()));
             }

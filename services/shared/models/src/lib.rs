@@ -28,6 +28,6 @@ pub mod weights;
 pub use checkpoint::{EncoderDir, PipelineDir, PipelineKind};
 pub use cpu::Packing;
 pub use error::ModelError;
-pub use text::{TextConditioner, TextEmbedding};
+pub use text::{Text, TextConditioner, TextEmbedding};
 pub use tokenizer::{ClipTokenizer, TokenizedPrompt};
 pub use weights::{TensorRecorder, TensorSpec, Weights};

@@ -79,6 +79,40 @@ fn the_refiners_texts_are_encoded_by_its_own_encoder() {
 }
 
 #[test]
+fn texts_of_one_kind_share_steps_and_stay_in_order() {
+    let folder = checkpoint();
+    let (base, refiner) = (folder.path().join("base"), folder.path().join("refiner"));
+    let (mut engine, _) = load(&base, Some(&refiner)).unwrap();
+    let words: Vec<_> = (0..STEP + 2).map(|i| vec!["cat"; i + 1].join(" ")).collect();
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let mut all = job(Conditioner::Base, &words);
+    all.inputs.extend(job(Conditioner::Refiner, &words[..2]).inputs);
+    all.inputs.extend(job(Conditioner::Base, &words[..1]).inputs);
+    all.inputs[1].clip_skip = 1;
+    let texts = all.inputs.clone();
+    let mut run = engine.begin(all).unwrap();
+    // One, the one that leaves a layer out, eight of the same kind, two of the refiner's, one.
+    let mut steps = vec![];
+    let output = loop {
+        let work = engine.work(&run);
+        steps.push((work.steps, work.evaluations));
+        match engine.advance(&mut [&mut run]).remove(0).unwrap() {
+            Step::Continue(()) => {}
+            Step::Done(output) => break output,
+        }
+    };
+    assert_eq!(steps, [(5, 1), (4, 1), (3, 8), (2, 2), (1, 1)]);
+    assert_eq!(output.len(), texts.len());
+    for (text, output) in texts.into_iter().zip(output) {
+        let mut run = engine.begin(EncodeJob { inputs: vec![text] }).unwrap();
+        let Step::Done(alone) = engine.advance(&mut [&mut run]).remove(0).unwrap() else {
+            panic!("not done")
+        };
+        assert_eq!(bytes(&[output]), bytes(&alone));
+    }
+}
+
+#[test]
 fn checkpoints_in_the_wrong_place_are_told() {
     let folder = checkpoint();
     let (base, refiner) = (folder.path().join("base"), folder.path().join("refiner"));

@@ -20,6 +20,15 @@ pub struct TextEmbedding {
     pub prompt_2_truncated: Option<String>,
 }
 
+/// A text to encode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text<'a> {
+    /// For the first encoder; of a refiner, for its only one.
+    pub prompt: &'a str,
+    /// For the second; empty for the same. A refiner reads none.
+    pub prompt_2: &'a str,
+}
+
 /// The text encoders of a base model (CLIP-L and OpenCLIP-bigG) or of a refiner (bigG alone).
 #[derive(Debug)]
 pub struct TextConditioner {
@@ -82,44 +91,73 @@ impl TextConditioner {
         Ok(Self { first, second, force_zeros_for_empty_prompt: dir.force_zeros_for_empty_prompt() })
     }
 
-    /// Encodes one prompt. The first encoder reads `prompt`, the second `prompt_2`, or `prompt` where that is empty;
-    /// a refiner has only the second encoder and reads `prompt` with it, as diffusers does.
+    /// Encodes one text.
     ///
     /// # Errors
-    /// [`ModelError::ClipSkip`] where `clip_skip` exceeds `num_hidden_layers() - 1`; computing may fail, and a result
-    /// that is not finite is [`ModelError::NonFinite`].
+    /// As [`Self::encode_all`].
     pub fn encode(
         &self,
         prompt: &str,
         prompt_2: &str,
         clip_skip: usize,
     ) -> Result<TextEmbedding, ModelError> {
+        let why = || candle_core::Error::Msg("a text has no embedding".into());
+        Ok(self.encode_all(&[Text { prompt, prompt_2 }], clip_skip)?.pop().ok_or_else(why)?)
+    }
+
+    /// Encodes texts, together where that makes no difference to any of them, in order. The first encoder reads
+    /// `prompt`, the second `prompt_2`, or `prompt` where that is empty; a refiner has only the second encoder and reads
+    /// `prompt` with it, as diffusers does.
+    ///
+    /// # Errors
+    /// [`ModelError::ClipSkip`] where `clip_skip` exceeds `num_hidden_layers() - 1`; computing may fail, and a result
+    /// that is not finite is [`ModelError::NonFinite`].
+    pub fn encode_all(&self, texts: &[Text<'_>], clip_skip: usize) -> Result<Vec<TextEmbedding>, ModelError> {
         self.check_clip_skip(clip_skip)?;
-        let own_prompt_2 = self.first.is_some() && !prompt_2.is_empty();
-        let second_prompt = if own_prompt_2 { prompt_2 } else { prompt };
-        let mut states = Vec::with_capacity(2);
-        let mut prompt_truncated = None;
-        if let Some(first) = &self.first {
-            let tokens = first.tokenizer.encode(prompt)?;
-            prompt_truncated = tokens.truncated;
-            states.push(first.model.forward(&[tokens.ids], clip_skip)?.hidden_states.i(0)?);
-        }
-        let tokens = self.second.tokenizer.encode(second_prompt)?;
-        let mut prompt_2_truncated = None;
-        if own_prompt_2 {
-            prompt_2_truncated = tokens.truncated;
-        } else {
-            // The two tokenizers may count `!` differently; one text is reported once, with the longer loss.
-            prompt_truncated = prompt_truncated.into_iter().chain(tokens.truncated).max_by_key(String::len);
-        }
-        let output = self.second.model.forward(&[tokens.ids], clip_skip)?;
-        states.push(output.hidden_states.i(0)?);
+        let size = if self.encodes_together() { texts.len().max(1) } else { 1 };
+        let batches = texts.chunks(size).map(|texts| self.encode_batch(texts, clip_skip));
+        Ok(batches.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
+    /// Whether texts are encoded together, and none of them pays for the others.
+    #[must_use]
+    pub fn encodes_together(&self) -> bool {
+        self.first.iter().chain([&self.second]).all(|encoder| encoder.model.is_packed())
+    }
+
+    fn encode_batch(&self, texts: &[Text<'_>], clip_skip: usize) -> Result<Vec<TextEmbedding>, ModelError> {
+        let first = match &self.first {
+            Some(first) => {
+                let tokens = first.tokens(texts.iter().map(|text| text.prompt))?;
+                Some((first.model.forward(&tokens.ids, clip_skip)?.hidden_states, tokens.truncated))
+            }
+            None => None,
+        };
+        let has_own = |text: &Text<'_>| self.first.is_some() && !text.prompt_2.is_empty();
+        let second = texts.iter().map(|text| if has_own(text) { text.prompt_2 } else { text.prompt });
+        let tokens = self.second.tokens(second)?;
+        let output = self.second.model.forward(&tokens.ids, clip_skip)?;
         let why = || candle_core::Error::Msg("the second text encoder has no projection".into());
-        let pooled_prompt_embeds = output.text_embeds.ok_or_else(why)?.i(0)?;
-        let prompt_embeds = Tensor::cat(&states, D::Minus1)?;
-        check_finite(&prompt_embeds, "prompt_embeds")?;
-        check_finite(&pooled_prompt_embeds, "pooled_prompt_embeds")?;
-        Ok(TextEmbedding { prompt_embeds, pooled_prompt_embeds, prompt_truncated, prompt_2_truncated })
+        let pooled = output.text_embeds.ok_or_else(why)?;
+        let one = |(i, (text, mut prompt_2_truncated)): (usize, (&Text<'_>, Option<String>))| {
+            let states = output.hidden_states.i(i)?;
+            let (prompt_embeds, mut prompt_truncated) = match &first {
+                Some((first, truncated)) => {
+                    (Tensor::cat(&[first.i(i)?, states], D::Minus1)?, truncated.get(i).cloned().flatten())
+                }
+                None => (states, None),
+            };
+            if !has_own(text) {
+                // The two tokenizers may count `!` differently; one text is reported once, with the longer loss.
+                let both = prompt_truncated.into_iter().chain(prompt_2_truncated.take());
+                prompt_truncated = both.max_by_key(String::len);
+            }
+            let pooled_prompt_embeds = pooled.i(i)?;
+            check_finite(&prompt_embeds, "prompt_embeds")?;
+            check_finite(&pooled_prompt_embeds, "pooled_prompt_embeds")?;
+            Ok(TextEmbedding { prompt_embeds, pooled_prompt_embeds, prompt_truncated, prompt_2_truncated })
+        };
+        texts.iter().zip(tokens.truncated).enumerate().map(one).collect()
     }
 
     fn check_clip_skip(&self, clip_skip: usize) -> Result<(), ModelError> {
@@ -172,7 +210,24 @@ impl TextConditioner {
     }
 }
 
+/// Texts as an encoder reads them.
+struct Tokens {
+    ids: Vec<Vec<u32>>,
+    /// What of each did not fit.
+    truncated: Vec<Option<String>>,
+}
+
 impl Encoder {
+    fn tokens<'a>(&self, texts: impl Iterator<Item = &'a str>) -> Result<Tokens, ModelError> {
+        let mut tokens = Tokens { ids: Vec::new(), truncated: Vec::new() };
+        for text in texts {
+            let encoded = self.tokenizer.encode(text)?;
+            tokens.ids.push(encoded.ids);
+            tokens.truncated.push(encoded.truncated);
+        }
+        Ok(tokens)
+    }
+
     fn load(
         dir: &EncoderDir,
         with_projection: bool,

@@ -4,6 +4,6 @@ mod conditioner;
 mod config;
 mod model;
 
-pub use conditioner::{TextConditioner, TextEmbedding};
+pub use conditioner::{Text, TextConditioner, TextEmbedding};
 pub use config::{ClipTextConfig, HiddenAct};
 pub use model::{ClipTextModel, ClipTextOutput};

@@ -94,6 +94,11 @@ impl ClipTextModel {
         &self.config
     }
 
+    /// Whether its layers are packed, so that a text does not depend on what it is encoded with, to the last bit.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.text_model.layers.iter().all(|layer| layer.self_attn.q_proj.packed().is_some())
+    }
+
     /// Where its weights are.
     #[must_use]
     pub fn device(&self) -> &Device {
