@@ -59,7 +59,7 @@ impl Tile {
     }
 
     /// Pixels that it is summed over, and points, each way.
-    pub(super) fn reach(self) -> usize {
+    fn reach(self) -> usize {
         self.side() + KERNEL - 1
     }
 
@@ -67,7 +67,7 @@ impl Tile {
         self.reach() * self.reach()
     }
 
-    /// One kernel of `[C, 3, 3]` numbers at each point, `[points, C]`.
+    /// A kernel's `[C, 3, 3]` numbers at each point, `[points, C]`. In f64, for it is done once.
     pub(super) fn kernel(self, numbers: &[f32], out: &mut [f32]) {
         let channels = numbers.len() / (KERNEL * KERNEL);
         for (c, kernel) in numbers.as_chunks::<9>().0.iter().enumerate() {

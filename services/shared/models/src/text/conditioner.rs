@@ -119,7 +119,7 @@ impl TextConditioner {
         Ok(batches.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
-    /// Whether texts are encoded together, and none of them pays for the others.
+    /// Whether texts are encoded together. Each is then what it would be alone, to the last bit.
     #[must_use]
     pub fn encodes_together(&self) -> bool {
         self.first.iter().chain([&self.second]).all(|encoder| encoder.model.is_packed())
