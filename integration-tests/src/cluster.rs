@@ -7,7 +7,8 @@ use crate::{
 };
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -101,7 +102,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster and waits until it is ready.
+    /// Starts a cluster and waits until it is ready, with every replica.
     ///
     /// # Panics
     /// Where a process does not start, or the cluster does not get ready in time; with what all processes wrote.
@@ -139,7 +140,27 @@ impl Cluster {
         let coordinator = spawn("sdxl-coordinator", &flags).listening();
         let cluster = Self { coordinator, text_encoder, base_unets, refiner, vaes };
         assert!(cluster.is_ready(READY), "not ready after {READY:?}\n{}", cluster.stderr());
+        assert!(cluster.is_complete(READY), "replicas still missing after {READY:?}\n{}", cluster.stderr());
         cluster
+    }
+
+    /// Waits for the coordinator to give work to every base UNet and every VAE: it serves as soon as one of each does.
+    fn is_complete(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        let ready = |stage: &str, replicas: usize| {
+            format!("sdxl_stage_replicas{{stage=\"{stage}\",state=\"ready\"}} {replicas}")
+        };
+        let wanted = [ready("base-unet", self.base_unets.len()), ready("vae", self.vaes.len())];
+        loop {
+            let said = self.coordinator.metrics("text/plain");
+            if wanted.iter().all(|line| said.lines().any(|said| said == line)) {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Clients of the coordinator. To be called inside a tokio runtime.
@@ -167,7 +188,7 @@ impl Cluster {
     #[must_use]
     pub fn is_ready(&self, limit: Duration) -> bool {
         let address = self.coordinator.address().to_owned();
-        let waiting = std::thread::spawn(move || {
+        let waiting = thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async { Clients::new(&address).becomes(ServingStatus::Serving, limit).await })
