@@ -10,7 +10,7 @@ use kernel::Convolve;
 
 use crate::{
     autograd,
-    cpu::{self, Convolution, Margins, Normalization, Source, Then},
+    cpu::{Convolution, Loaded, Margins, Normalization, Source, Then},
     norm::GroupNorm,
 };
 
@@ -43,13 +43,13 @@ impl Conv2d {
         [c_in, c_out]: [usize; 2],
         [kernel, stride, padding]: [usize; 3],
     ) -> Result<Self> {
-        let mut weight = vb.get((c_out, c_in, kernel, kernel), "weight")?;
+        let weight = Loaded::new(vb, &[c_out, c_in, kernel, kernel], "weight")?;
         let bias = vb.get(c_out, "bias")?.reshape((1, c_out, 1, 1))?;
-        let mut packed = None;
-        if let Some(element) = cpu::wanted(&weight) {
-            packed = Some(Arc::new(Convolution::new([&weight, &bias], stride, element)?));
-            weight = Tensor::zeros(0, weight.dtype(), weight.device())?;
-        }
+        let (weight, packed) =
+            match weight.packed(|weight, element| Convolution::new(weight, &bias, stride, element))? {
+                Ok((none, packed)) => (none, Some(Arc::new(packed))),
+                Err(weight) => (weight, None),
+            };
         Ok(Self { weight, bias, stride, padding, scratch_bytes: SCRATCH_BYTES, packed })
     }
 

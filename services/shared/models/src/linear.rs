@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 
 use crate::{
     autograd,
-    cpu::{self, Element, Matrix},
+    cpu::{Loaded, Matrix},
 };
 
 /// `weight` `[out, in]`, `bias` `[out]`.
@@ -19,30 +19,22 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// From tensors at hand.
-    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let element = cpu::wanted(&weight);
-        Self::packed_by(weight, bias, element, Matrix::new)
-    }
-
-    /// The first half of the results values, the second their gates.
-    pub(crate) fn gated(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let element = cpu::wanted(&weight);
-        Self::packed_by(weight, bias, element, Matrix::gated)
-    }
-
-    fn packed_by(
-        weight: Tensor,
-        bias: Option<Tensor>,
-        element: Option<Element>,
-        pack: impl Fn(&Tensor, Option<&Tensor>, Element) -> Result<Matrix>,
-    ) -> Result<Self> {
-        let Some(element) = element else {
-            return Ok(Self { layer: candle_nn::Linear::new(weight, bias), packed: None });
-        };
-        let packed = pack(&weight, bias.as_ref(), element)?;
-        let empty = Tensor::zeros(0, weight.dtype(), weight.device())?;
-        Ok(Self { layer: candle_nn::Linear::new(empty, None), packed: Some(Arc::new(packed)) })
+    /// With a weight of `shape`, `[out, in]` and ones behind it where it is stored as a convolution; `gated` where the first
+    /// half of the results are values and the second their gates.
+    fn load(vb: &VarBuilder<'_>, shape: &[usize], has_bias: bool, gated: bool) -> Result<Self> {
+        let weight = Loaded::new(vb, shape, "weight")?;
+        let bias = has_bias.then(|| vb.get(shape[0], "bias")).transpose()?;
+        let pack = if gated { Matrix::gated } else { Matrix::new };
+        match weight.packed(|weight, element| pack(weight, bias.as_ref(), element))? {
+            Ok((none, packed)) => {
+                Ok(Self { layer: candle_nn::Linear::new(none, None), packed: Some(Arc::new(packed)) })
+            }
+            Err(weight) => {
+                // A variable stays the one that it is, wherever it has the shape already.
+                let weight = if shape.len() == 2 { weight } else { weight.reshape(&shape[..2])? };
+                Ok(Self { layer: candle_nn::Linear::new(weight, bias), packed: None })
+            }
+        }
     }
 
     /// As the CPU's kernels take it, if it was packed.
@@ -62,12 +54,22 @@ impl Linear {
 
 /// Loads a map with a bias.
 pub(crate) fn linear(input: usize, output: usize, vb: &VarBuilder<'_>) -> Result<Linear> {
-    Linear::new(vb.get((output, input), "weight")?, Some(vb.get(output, "bias")?))
+    Linear::load(vb, &[output, input], true, false)
 }
 
 /// Loads a map without one.
 pub(crate) fn linear_no_bias(input: usize, output: usize, vb: &VarBuilder<'_>) -> Result<Linear> {
-    Linear::new(vb.get((output, input), "weight")?, None)
+    Linear::load(vb, &[output, input], false, false)
+}
+
+/// Loads a map with a bias, the first half of whose results are values and the second their gates.
+pub(crate) fn linear_gated(input: usize, output: usize, vb: &VarBuilder<'_>) -> Result<Linear> {
+    Linear::load(vb, &[output, input], true, true)
+}
+
+/// Loads a map over channels with a bias, which is stored as a 1 x 1 convolution.
+pub(crate) fn linear_of_pixels(input: usize, output: usize, vb: &VarBuilder<'_>) -> Result<Linear> {
+    Linear::load(vb, &[output, input, 1, 1], true, false)
 }
 
 impl Linear {

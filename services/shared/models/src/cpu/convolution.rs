@@ -8,7 +8,7 @@ use super::{
     finish::{Finish, Onto, To},
     matrix::packed_bias,
     norm::{Affine, Coefficients, Normalization, Parts, Then, affine},
-    packed::{Order, Packed},
+    packed::{Order, Packed, Weight},
     product::{Pixels, SLACK, Space, multiply},
     target::Target,
     winograd::{self, KERNEL, Pictures, Results, Tile},
@@ -66,28 +66,30 @@ struct Sizes {
 }
 
 impl Convolution {
-    pub(crate) fn new([weight, bias]: [&Tensor; 2], stride: usize, element: Element) -> Result<Self> {
-        let (outputs, inputs, kernel, width) = weight.dims4()?;
-        if kernel != width || stride == 0 {
-            bail!("a kernel of {:?} by steps of {stride} is not convolved with", weight.shape());
-        }
+    /// From `weight` `[N, C, k, k]` and `bias` of N numbers.
+    pub(crate) fn new(weight: Weight<'_>, bias: &Tensor, stride: usize, element: Element) -> Result<Self> {
+        let (outputs, inputs, kernel) = match *weight.dims() {
+            [outputs, inputs, kernel, width] if kernel == width && stride > 0 => (outputs, inputs, kernel),
+            ref dims => bail!("a kernel of {dims:?} by steps of {stride} is not convolved with"),
+        };
         let saves = kernel == KERNEL && stride == 1 && element == Element::F32;
         let tile = if saves { Tile::for_channels(inputs, outputs) } else { None };
-        Self::tiled([weight, bias], stride, element, tile)
+        Self::tiled(weight, bias, stride, element, tile)
     }
 
     /// In tiles of that size, if any.
     pub(super) fn tiled(
-        [weight, bias]: [&Tensor; 2],
+        weight: Weight<'_>,
+        bias: &Tensor,
         stride: usize,
         element: Element,
         tile: Option<Tile>,
     ) -> Result<Self> {
-        let kernel = weight.dim(2)?;
+        let &[_, _, kernel, _] = weight.dims() else { bail!("a kernel has four dimensions") };
         let weight = match tile {
             Some(tile) => {
                 let map = |row: &[f32], out: &mut [f32]| tile.kernel(row, out);
-                Packed::mapped(weight, element, Order::Plain, tile.points(), map)?
+                Packed::mapped(weight, element, Order::Plain, tile.points(), &map)?
             }
             None => Packed::new(weight, element, Order::Plain)?,
         };

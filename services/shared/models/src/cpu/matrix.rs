@@ -6,7 +6,7 @@ use super::{
     element::Element,
     finish::{Activation, Finish, Onto, To},
     operand::Operand,
-    packed::{Order, Packed},
+    packed::{Order, Packed, Weight},
     product::{LANES, Space, multiply},
     target::Target,
 };
@@ -22,16 +22,16 @@ pub(crate) struct Matrix {
 
 impl Matrix {
     /// From `weight` `[N, K]` and `bias` `[N]`.
-    pub(crate) fn new(weight: &Tensor, bias: Option<&Tensor>, element: Element) -> Result<Self> {
+    pub(crate) fn new(weight: Weight<'_>, bias: Option<&Tensor>, element: Element) -> Result<Self> {
         Self::in_order(weight, bias, element, Order::Plain)
     }
 
     /// From those of values, then those of their gates.
-    pub(crate) fn gated(weight: &Tensor, bias: Option<&Tensor>, element: Element) -> Result<Self> {
+    pub(crate) fn gated(weight: Weight<'_>, bias: Option<&Tensor>, element: Element) -> Result<Self> {
         Self::in_order(weight, bias, element, Order::Halves)
     }
 
-    fn in_order(weight: &Tensor, bias: Option<&Tensor>, element: Element, order: Order) -> Result<Self> {
+    fn in_order(weight: Weight<'_>, bias: Option<&Tensor>, element: Element, order: Order) -> Result<Self> {
         let weight = Packed::new(weight, element, order)?;
         let bias = bias.map(|bias| packed_bias(bias, &weight)).transpose()?;
         Ok(Self { weight, bias })

@@ -29,13 +29,14 @@ mod winograd;
 use std::{cell::Cell, marker::PhantomData};
 
 pub(crate) use attention::{Keys, Queries, attend};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 pub(crate) use convolution::{Convolution, Margins, Source};
 pub(crate) use element::Element;
 pub(crate) use finish::Activation;
 pub(crate) use matrix::Matrix;
 pub(crate) use norm::{Normalization, Then, layer_norm, layer_norm_forward};
 pub(crate) use operand::Operand;
+pub(crate) use packed::Loaded;
 
 thread_local!(static PACKING: Cell<bool> = const { Cell::new(false) });
 
@@ -64,12 +65,17 @@ impl Drop for Packing {
     }
 }
 
-/// How a weight that is being loaded is to be packed, if it is.
+/// How a weight that is at hand is to be packed, if it is.
 pub(crate) fn wanted(weight: &Tensor) -> Option<Element> {
-    if !PACKING.get() || !weight.device().is_cpu() || weight.track_op() {
+    wanted_of(weight.dtype(), weight.device()).filter(|_| !weight.track_op())
+}
+
+/// How weights that are loaded as that type are to be packed, if they are.
+fn wanted_of(dtype: DType, device: &Device) -> Option<Element> {
+    if !PACKING.get() || !device.is_cpu() {
         return None;
     }
-    match weight.dtype() {
+    match dtype {
         DType::F32 => Some(Element::F32),
         DType::BF16 if isa::multiplies_bf16() => Some(Element::Bf16),
         DType::BF16 => Some(Element::F32),

@@ -1,7 +1,10 @@
 //! Weights as products take them.
 #![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "instructions asked for at run time"))]
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Storage, Tensor, bail};
+use candle_nn::VarBuilder;
 use half::{bf16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
@@ -11,7 +14,17 @@ use super::{
     element::Element,
     product::{LANES, MOST_TAPS},
     room::Room,
+    wanted, wanted_of,
 };
+use crate::weights::Stored;
+
+/// Reads as many numbers of a weight as there is room for, from one on.
+type Read<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
+/// A row of a weight, or a part of one, from `[K, ..]` to `[taps, K]`.
+type Map<'a> = &'a (dyn Fn(&[f32], &mut [f32]) + Sync);
+
+/// Numbers of a row that are packed at once, all its taps counted.
+const PART: usize = 2048;
 
 /// Which of a weight's rows go to which columns of the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,89 +52,152 @@ pub(super) struct Packed {
     pub(super) order: Order,
 }
 
-/// A weight's numbers in the type that they were loaded in.
-#[derive(Clone, Copy)]
-enum Numbers<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [bf16]),
+/// A weight that a network has asked for.
+#[derive(Debug)]
+pub(crate) enum Loaded {
+    Tensor(Tensor),
+    /// It is packed as that, so it may stay where it is; with what stands for it then.
+    Stored(Stored, Element, Tensor),
 }
 
-impl Numbers<'_> {
-    /// Those from `first` on, as f32.
-    fn read(self, first: usize, out: &mut [f32]) {
+impl Loaded {
+    pub(crate) fn new(vb: &VarBuilder<'_>, shape: &[usize], name: &str) -> Result<Self> {
+        if let Some(element) = wanted_of(vb.dtype(), vb.device()) {
+            return Ok(match Stored::of(vb, shape, name)? {
+                Ok(stored) => Self::Stored(stored, element, Tensor::zeros(0, vb.dtype(), vb.device())?),
+                Err(tensor) => Self::Tensor(tensor),
+            });
+        }
+        Ok(Self::Tensor(vb.get(shape, name)?))
+    }
+
+    /// What `pack` makes of it with a tensor without elements to stand for it, or itself where it is not to be packed.
+    pub(crate) fn packed<T>(
+        self,
+        pack: impl FnOnce(Weight<'_>, Element) -> Result<T>,
+    ) -> Result<std::result::Result<(Tensor, T), Tensor>> {
+        match &self {
+            Self::Tensor(tensor) => match wanted(tensor) {
+                Some(element) => {
+                    let none = Tensor::zeros(0, tensor.dtype(), tensor.device())?;
+                    Ok(Ok((none, pack(Weight::Tensor(tensor), element)?)))
+                }
+                None => Ok(Err(tensor.clone())),
+            },
+            Self::Stored(stored, element, none) => {
+                Ok(Ok((none.clone(), pack(Weight::Stored(stored), *element)?)))
+            }
+        }
+    }
+}
+
+/// A weight `[N, K]` or `[N, K, h, w]` that is to be packed: f32 or bf16 on the CPU, contiguous; or in its file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Weight<'a> {
+    Tensor(&'a Tensor),
+    Stored(&'a Stored),
+}
+
+impl<'a> Weight<'a> {
+    pub(super) fn dims(self) -> &'a [usize] {
         match self {
-            Self::F32(all) => out.copy_from_slice(&all[first..][..out.len()]),
-            Self::Bf16(all) => all[first..][..out.len()].convert_to_f32_slice(out),
+            Self::Tensor(tensor) => tensor.dims(),
+            Self::Stored(stored) => stored.dims(),
+        }
+    }
+
+    /// Calls `pack` with what reads its numbers.
+    fn read_by<T>(self, pack: impl FnOnce(Read<'_>) -> Result<T>) -> Result<T> {
+        let tensor = match self {
+            Self::Stored(stored) => {
+                let Some(numbers) = stored.numbers() else { bail!("a weight is not in its file") };
+                return pack(&|first, out| numbers.read(first, out));
+            }
+            Self::Tensor(tensor) => tensor,
+        };
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            bail!("a weight is packed on the CPU, where it is contiguous")
+        };
+        match tensor.dtype() {
+            DType::F32 => {
+                let all = &storage.as_slice::<f32>()?[start..end];
+                pack(&|first, out| out.copy_from_slice(&all[first..][..out.len()]))
+            }
+            DType::BF16 => {
+                let all = &storage.as_slice::<bf16>()?[start..end];
+                pack(&|first, out| all[first..][..out.len()].convert_to_f32_slice(out))
+            }
+            other => bail!("a weight of type {other:?} cannot be packed"),
         }
     }
 }
 
 impl Packed {
-    /// `weight` `[N, K]` or `[N, K, h, w]`, contiguous, in f32 or bf16.
-    pub(super) fn new(weight: &Tensor, element: Element, order: Order) -> Result<Self> {
+    /// A weight as it is.
+    pub(super) fn new(weight: Weight<'_>, element: Element, order: Order) -> Result<Self> {
         let taps: usize = weight.dims()[2..].iter().product();
         if taps > MOST_TAPS {
             bail!("a kernel of {taps} numbers cannot be packed");
         }
-        Self::mapped(weight, element, order, taps, |row, out| {
-            if taps == 1 {
-                return out.copy_from_slice(row);
-            }
+        if taps == 1 {
+            return Self::made(weight, element, order, (taps, None));
+        }
+        let tap_by_tap = |row: &[f32], out: &mut [f32]| {
             let inputs = out.len() / taps;
             for (tap, out) in out.chunks_exact_mut(inputs).enumerate() {
                 out.iter_mut().zip(row.iter().skip(tap).step_by(taps)).for_each(|(out, x)| *out = *x);
             }
-        })
+        };
+        Self::mapped(weight, element, order, taps, &tap_by_tap)
     }
 
-    /// `weight` `[N, K, ..]`, contiguous, in f32 or bf16, each of its rows mapped from `[K, ..]` to `[taps, K]`.
+    /// A weight, each of whose rows is mapped from `[K, ..]` to `[taps, K]`, as each part of it is by itself.
     pub(super) fn mapped(
-        weight: &Tensor,
+        weight: Weight<'_>,
         element: Element,
         order: Order,
         taps: usize,
-        map: impl Fn(&[f32], &mut [f32]) + Sync,
+        map: Map<'_>,
     ) -> Result<Self> {
-        let (columns, inputs) = (weight.dim(0)?, weight.dim(1)?);
-        if weight.elem_count() * taps == 0 || order == Order::Halves && !columns.is_multiple_of(2) {
-            bail!("a weight of shape {:?} cannot be packed", weight.shape());
+        Self::made(weight, element, order, (taps, Some(map)))
+    }
+
+    fn made(
+        weight: Weight<'_>,
+        element: Element,
+        order: Order,
+        (taps, map): (usize, Option<Map<'_>>),
+    ) -> Result<Self> {
+        let [columns, inputs, ..] = *weight.dims() else {
+            bail!("a weight of shape {:?} cannot be packed", weight.dims())
+        };
+        let of_a_row: usize = weight.dims()[1..].iter().product();
+        if columns * of_a_row * taps == 0 || order == Order::Halves && !columns.is_multiple_of(2) {
+            bail!("a weight of shape {:?} cannot be packed", weight.dims());
         }
-        let (storage, layout) = weight.storage_and_layout();
-        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-            bail!("a weight is packed on the CPU, where it is contiguous")
-        };
-        let numbers = match weight.dtype() {
-            DType::F32 => Numbers::F32(&storage.as_slice::<f32>()?[start..end]),
-            DType::BF16 => Numbers::Bf16(&storage.as_slice::<bf16>()?[start..end]),
-            other => bail!("a weight of type {other:?} cannot be packed"),
-        };
         let depth = element.words(inputs);
         let panel = (taps * depth + 1) * LANES;
         let panels = match order {
             Order::Plain => columns.div_ceil(LANES),
             Order::Halves => 2 * (columns / 2).div_ceil(LANES),
         };
-        let of_a_row = (end - start) / columns;
         let mut words = Room::zeros(panels * panel)?;
-        words.par_chunks_mut(panel).enumerate().for_each(|(at, out)| {
+        let rows_of = |at: usize| {
             let (first, end) = match order {
                 Order::Plain => (at * LANES, columns),
                 Order::Halves => (at % 2 * (columns / 2) + at / 2 * LANES, (at % 2 + 1) * (columns / 2)),
             };
-            let rows = first..(first + LANES).min(end);
-            let (mut row, mut mapped) = (vec![0.0; of_a_row], vec![0.0; taps * inputs]);
-            let line = taps * depth;
-            let mut lines = vec![0; LANES * line];
-            for (n, lines) in rows.clone().zip(lines.chunks_exact_mut(line)) {
-                numbers.read(n * of_a_row, &mut row);
-                map(&row, &mut mapped);
-                for (numbers, words) in mapped.chunks_exact(inputs).zip(lines.chunks_exact_mut(depth)) {
-                    element.round(numbers, words);
-                }
-            }
-            // Tap after tap, and so as one.
-            turn_from(&lines, line, [line, rows.len()], out);
-        });
+            first..(first + LANES).min(end)
+        };
+        weight.read_by(|read| {
+            let source = Rows { read, each: of_a_row / inputs, inputs, map, taps, element };
+            words.par_chunks_mut(panel).enumerate().for_each_init(
+                || source.buffers(),
+                |buffers, (at, out)| source.pack(rows_of(at), buffers, out),
+            );
+            Ok(())
+        })?;
         Ok(Self { words, element, columns, inputs, taps, depth, panel, order })
     }
 
@@ -132,6 +208,69 @@ impl Packed {
     /// Panels of 16 columns.
     pub(super) fn panels(&self) -> usize {
         self.words.len() / self.panel
+    }
+}
+
+/// A weight's rows on their way into panels.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    read: Read<'a>,
+    /// Numbers of an input in the weight.
+    each: usize,
+    inputs: usize,
+    map: Option<Map<'a>>,
+    taps: usize,
+    element: Element,
+}
+
+/// Of one part of 16 rows.
+struct Buffers {
+    row: Vec<f32>,
+    mapped: Vec<f32>,
+    /// `[taps, 16, stride]`, with more room than a row takes: else they would fall into the same lines of the cache.
+    words: Vec<u32>,
+    stride: usize,
+}
+
+impl Rows<'_> {
+    /// So many inputs at a time that they stay in a cache: whole words of them, and whole registers of those.
+    fn part(&self) -> usize {
+        (PART / self.taps).next_multiple_of(2 * LANES).min(self.inputs)
+    }
+
+    fn buffers(&self) -> Buffers {
+        let (part, stride) = (self.part(), self.element.words(self.part()) + LANES);
+        Buffers {
+            row: vec![0.0; part * self.each],
+            mapped: vec![0.0; part * self.taps],
+            words: vec![0; self.taps * LANES * stride],
+            stride,
+        }
+    }
+
+    /// At most 16 rows to `[taps, depth, 16]`.
+    fn pack(&self, rows: Range<usize>, buffers: &mut Buffers, out: &mut [u32]) {
+        let Self { each, inputs, taps, element, .. } = *self;
+        let (part, depth, stride) = (self.part(), element.words(inputs), buffers.stride);
+        for from in (0..inputs).step_by(part) {
+            let count = part.min(inputs - from);
+            let (row, mapped) = (&mut buffers.row[..count * each], &mut buffers.mapped[..count * taps]);
+            let wide = element.words(count);
+            for (i, n) in rows.clone().enumerate() {
+                (self.read)((n * inputs + from) * each, row);
+                if let Some(map) = self.map {
+                    map(row, mapped);
+                }
+                let numbers: &[f32] = if self.map.is_some() { mapped } else { row };
+                for (tap, numbers) in numbers.chunks_exact(count).enumerate() {
+                    element.round(numbers, &mut buffers.words[(tap * LANES + i) * stride..][..wide]);
+                }
+            }
+            for (tap, lines) in buffers.words.chunks_exact(LANES * stride).enumerate() {
+                let to = (tap * depth + element.words(from)) * LANES;
+                turn_from(lines, stride, [wide, rows.len()], &mut out[to..]);
+            }
+        }
     }
 }
 
@@ -147,8 +286,11 @@ pub(super) fn turn_from(rows: &[u32], stride: usize, [depth, count]: [usize; 2],
             done += LANES;
         }
     }
+    if done == depth {
+        return;
+    }
     for column in 0..count {
-        let row = &rows[column * stride..][..depth];
-        out[column..].iter_mut().step_by(LANES).zip(row).skip(done).for_each(|(out, word)| *out = *word);
+        let row = &rows[column * stride..][done..depth];
+        out[done * LANES + column..].iter_mut().step_by(LANES).zip(row).for_each(|(out, word)| *out = *word);
     }
 }

@@ -1,6 +1,6 @@
 use candle_core::{Device, Tensor};
 
-use super::*;
+use super::{packed::Weight, *};
 use crate::autograd::slices;
 
 const ELEMENTS: [(Element, f32); 2] = [(Element::F32, 1e-5), (Element::Bf16, 2e-2)];
@@ -50,7 +50,7 @@ fn a_matrix_equals_the_textbook() {
         for [m, n, k] in [[1, 1, 1], [2, 16, 32], [33, 47, 65], [5, 100, 31], [77, 20, 130], [64, 96, 64]] {
             let (x, w, b) = (draw(&[m, k]), draw(&[n, k]), draw(&[n]));
             let expected = x.matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
-            let matrix = Matrix::new(&w, Some(&b), element).unwrap();
+            let matrix = Matrix::new(Weight::Tensor(&w), Some(&b), element).unwrap();
             let tolerance = tolerance * (k as f32).sqrt();
             assert!(worst(&matrix.forward(&x).unwrap(), &expected) <= tolerance, "{element:?} {m} {n} {k}");
             let rows = operand(element, &x);
@@ -73,7 +73,7 @@ fn factors_go_through_their_activation() {
         for [m, n, k] in [[3, 5, 7], [33, 48, 64], [20, 70, 32]] {
             let (x, w, b) = (draw(&[m, k]), draw(&[n, k]), draw(&[n]));
             let plain = x.matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
-            let matrix = Matrix::new(&w, Some(&b), element).unwrap();
+            let matrix = Matrix::new(Weight::Tensor(&w), Some(&b), element).unwrap();
             for (activation, expected) in [
                 (Activation::Nothing, plain.clone()),
                 (Activation::Silu, plain.silu().unwrap()),
@@ -107,7 +107,7 @@ fn values_go_by_their_gates() {
             let both = x.matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
             let (value, gate) = (both.narrow(1, 0, n).unwrap(), both.narrow(1, n, n).unwrap());
             let expected = (value * gate.gelu_erf().unwrap()).unwrap();
-            let matrix = Matrix::gated(&w, Some(&b), element).unwrap();
+            let matrix = Matrix::gated(Weight::Tensor(&w), Some(&b), element).unwrap();
             let rows = matrix.values_by_gates(&operand(element, &x));
             let got = Tensor::from_vec(read(&rows), (m, n), &Device::Cpu).unwrap();
             let largest = expected.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
@@ -137,7 +137,7 @@ fn a_convolution_equals_candles_own() {
                 x.pad_with_zeros(2, before, behind).unwrap().pad_with_zeros(3, before, behind).unwrap();
             let plain = padded.conv2d(&w, 0, stride, 1, 1).unwrap();
             let expected = last(&plain.broadcast_add(&b.reshape((1, c_out, 1, 1)).unwrap()).unwrap());
-            let conv = Convolution::tiled([&w, &b], stride, element, None).unwrap();
+            let conv = Convolution::tiled(Weight::Tensor(&w), &b, stride, element, None).unwrap();
             let margins = Margins { before, behind };
             let laid = last(&x);
             let parts = [&laid];
@@ -185,7 +185,7 @@ fn a_convolution_normalizes_and_enlarges_what_it_takes() {
         margins: Margins { before: 1, behind: 1 },
     };
     for (element, tolerance) in elements() {
-        let conv = Convolution::new([&w, &b], 1, element).unwrap();
+        let conv = Convolution::new(Weight::Tensor(&w), &b, 1, element).unwrap();
         let got = conv.forward(&source, None, None).unwrap();
         assert!(worst(&got, &expected) <= tolerance * 11.0, "{element:?}");
     }
@@ -264,6 +264,42 @@ fn queries_that_fit_no_keys_are_refused() {
     assert!(attend(queries(&other), &[&keys]).is_err());
 }
 
+/// Longer than what is packed at once, with panels that are not full.
+#[test]
+fn each_number_of_a_weight_is_where_products_look_for_it() {
+    use packed::{Order, Packed};
+    use product::LANES;
+    for (shape, order) in [
+        (&[20, 2100][..], Order::Plain),
+        (&[40, 2100], Order::Halves),
+        (&[20, 2100, 1, 1], Order::Plain),
+        (&[17, 300, 3, 3], Order::Plain),
+        (&[5, 1, 2, 2], Order::Plain),
+    ] {
+        let weight = draw(shape);
+        let (columns, inputs) = (shape[0], shape[1]);
+        let taps: usize = shape[2..].iter().product();
+        let numbers = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let packed = Packed::new(Weight::Tensor(&weight), Element::F32, order).unwrap();
+        assert_eq!(
+            (packed.columns, packed.inputs, packed.taps, packed.depth),
+            (columns, inputs, taps, inputs)
+        );
+        for (at, number) in numbers.iter().enumerate() {
+            let (n, k, tap) = (at / taps / inputs, at / taps % inputs, at % taps);
+            let (panel, lane) = match order {
+                Order::Plain => (n / LANES, n % LANES),
+                Order::Halves => {
+                    let half = columns / 2;
+                    (n % half / LANES * 2 + n / half, n % half % LANES)
+                }
+            };
+            let word = packed.words()[panel * packed.panel + (tap * inputs + k) * LANES + lane];
+            assert_eq!(word, number.to_bits(), "{n}, {k}, {tap} of {shape:?}");
+        }
+    }
+}
+
 /// Every kernel gives the same sums as the loops, within rounding, for each number of rows.
 #[test]
 fn kernels_agree() {
@@ -272,7 +308,7 @@ fn kernels_agree() {
     for (element, tolerance) in elements() {
         let (x, w) = (draw(&[32 + 32, depth]), draw(&[32, depth]));
         let rows = operand(element, &x);
-        let packed = packed::Packed::new(&w, element, packed::Order::Plain).unwrap();
+        let packed = packed::Packed::new(Weight::Tensor(&w), element, packed::Order::Plain).unwrap();
         let exact = x.matmul(&w.t().unwrap()).unwrap().to_vec2::<f32>().unwrap();
         for count in 1..=32 {
             for panels in [1, 2] {
@@ -365,12 +401,12 @@ fn tiles_give_the_same_convolution() {
         let parts = [&laid];
         let source = Source { parts: &parts, norm: None, size: None, margins: Margins { before, behind } };
         let shift = draw(&[shape[0], c_out]);
-        let plain = Convolution::tiled([&w, &b], 1, Element::F32, None).unwrap();
+        let plain = Convolution::tiled(Weight::Tensor(&w), &b, 1, Element::F32, None).unwrap();
         let onto = draw(plain.forward(&source, None, None).unwrap().dims());
         let expected = plain.forward(&source, Some(&shift), Some(&onto)).unwrap();
         // Twice what 25 runs gave at most, for the root of the channels; a few units in the last place of f32.
         for (tile, bound) in [(Tile::Two, 1.3e-7), (Tile::Four, 6.4e-7)] {
-            let tiled = Convolution::tiled([&w, &b], 1, Element::F32, Some(tile)).unwrap();
+            let tiled = Convolution::tiled(Weight::Tensor(&w), &b, 1, Element::F32, Some(tile)).unwrap();
             let got = tiled.forward(&source, Some(&shift), Some(&onto)).unwrap();
             let error = root_mean_square(&(&got - &expected).unwrap()) / root_mean_square(&expected);
             let bound = bound * (shape[1] as f32).sqrt();

@@ -69,14 +69,22 @@ impl Tile {
 
     /// A kernel's `[C, 3, 3]` numbers at each point, `[points, C]`. In f64, for it is done once.
     pub(super) fn kernel(self, numbers: &[f32], out: &mut [f32]) {
-        let channels = numbers.len() / (KERNEL * KERNEL);
-        for (c, kernel) in numbers.as_chunks::<9>().0.iter().enumerate() {
-            let rows = [0, 3, 6].map(|at| [0, 1, 2].map(|i| f64::from(kernel[at + i])));
-            match self {
-                Self::Two => spread(&TWO, &rows, &mut out[c..], channels),
-                Self::Four => spread(&FOUR, &rows, &mut out[c..], channels),
-            }
+        match self {
+            Self::Two => spread_two(numbers, out),
+            Self::Four => spread_four(numbers, out),
         }
+    }
+}
+
+wide! {
+    fn spread_two(numbers: &[f32], out: &mut [f32]) {
+        spread(&TWO, numbers, out);
+    }
+}
+
+wide! {
+    fn spread_four(numbers: &[f32], out: &mut [f32]) {
+        spread(&FOUR, numbers, out);
     }
 }
 
@@ -91,16 +99,47 @@ const FOUR: [[f64; 3]; 6] = [
     [0.0, 0.0, 1.0],
 ];
 
-#[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
-fn spread<const R: usize>(map: &[[f64; 3]; R], kernel: &[[f64; 3]; 3], out: &mut [f32], stride: usize) {
-    let mut across = [[0.0; R]; 3];
-    for (across, row) in across.iter_mut().zip(kernel) {
-        *across = std::array::from_fn(|i| (0..3).map(|k| map[i][k] * row[k]).sum());
+/// `[C, 3, 3]` to `[R * R, C]`, sixteen channels at a time.
+#[inline(always)]
+fn spread<const R: usize>(map: &[[f64; KERNEL]; R], numbers: &[f32], out: &mut [f32]) {
+    let (kernels, channels) = (numbers.as_chunks::<9>().0, numbers.len() / 9);
+    for from in (0..channels).step_by(LANES) {
+        let mut lanes = [[0.0; LANES]; 9];
+        for (c, kernel) in kernels[from..].iter().take(LANES).enumerate() {
+            for (lanes, number) in lanes.iter_mut().zip(kernel) {
+                lanes[c] = *number;
+            }
+        }
+        let mut points = [[[0.0; LANES]; R]; R];
+        spread_lanes(map, &lanes, &mut points);
+        let count = LANES.min(channels - from);
+        for (at, point) in points.as_flattened().iter().enumerate() {
+            out[at * channels + from..][..count].copy_from_slice(&point[..count]);
+        }
     }
-    for (i, down) in map.iter().enumerate() {
-        for j in 0..R {
-            let sum: f64 = (0..3).map(|k| down[k] * across[k][j]).sum();
-            out[(i * R + j) * stride] = sum as f32;
+}
+
+/// The compiler unrolls the loops but for the one over channels, which it makes vectors of.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "rounded once, at the end")]
+fn spread_lanes<const R: usize>(
+    map: &[[f64; KERNEL]; R],
+    kernel: &[[f32; LANES]; 9],
+    points: &mut [[[f32; LANES]; R]; R],
+) {
+    for c in 0..LANES {
+        let mut across = [[0.0; R]; KERNEL];
+        for (row, across) in across.iter_mut().enumerate() {
+            for (at, map) in map.iter().enumerate() {
+                let number = |k: usize| map[k] * f64::from(kernel[KERNEL * row + k][c]);
+                across[at] = number(0) + number(1) + number(2);
+            }
+        }
+        for (points, down) in points.iter_mut().zip(map) {
+            for (at, point) in points.iter_mut().enumerate() {
+                let sum = down[0] * across[0][at] + down[1] * across[1][at] + down[2] * across[2][at];
+                point[c] = sum as f32;
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     autograd::{self, TransformerTensors, scratch::Scratch, slices},
     cpu::{Element, Operand},
     layer_norm::{LayerNorm, layer_norm},
-    linear::{Linear, linear},
+    linear::{Linear, linear, linear_gated, linear_of_pixels},
     norm::GroupNorm,
 };
 
@@ -33,10 +33,7 @@ impl FeedForward {
     fn load(vb: &VarBuilder<'_>, width: usize) -> Result<Self> {
         let (net, inner) = (vb.pp("net"), 4 * width);
         Ok(Self {
-            proj: {
-                let vb = net.pp("0").pp("proj");
-                Linear::gated(vb.get((2 * inner, width), "weight")?, Some(vb.get(2 * inner, "bias")?))?
-            },
+            proj: linear_gated(width, 2 * inner, &net.pp("0").pp("proj"))?,
             out: linear(inner, width, &net.pp("2"))?,
         })
     }
@@ -209,8 +206,7 @@ impl Transformer2DModel {
 /// A projection over channels, stored as a matrix or as a 1 x 1 convolution, which is the same over pixels.
 fn projection(vb: &VarBuilder<'_>, width: usize, config: &UnetConfig) -> Result<Linear> {
     if config.use_linear_projection {
-        return linear(width, width, &vb.clone());
+        return linear(width, width, vb);
     }
-    let weight = vb.get((width, width, 1, 1), "weight")?.reshape((width, width))?;
-    Linear::new(weight, Some(vb.get(width, "bias")?))
+    linear_of_pixels(width, width, vb)
 }

@@ -8,7 +8,7 @@ use safetensors::tensor::Dtype;
 /// Elements that one task converts: large enough to hide the cost of a task, small enough to stay in cache.
 const CHUNK: usize = 64 * 1024;
 /// Half-precision values are gathered in blocks of this many before the vectorised conversion.
-const BLOCK: usize = 1024;
+pub(super) const BLOCK: usize = 1024;
 
 /// Whether weights may be stored as `dtype`.
 pub(super) fn is_supported(dtype: Dtype) -> bool {
@@ -77,7 +77,7 @@ fn build<T: WithDType + Send + Sync>(
 }
 
 /// Reads at most [`BLOCK`] values of a supported type as f32.
-fn read_f32(bytes: &[u8], from: Dtype, out: &mut [f32]) {
+pub(super) fn read_f32(bytes: &[u8], from: Dtype, out: &mut [f32]) {
     match from {
         Dtype::F16 => {
             let mut halves = [f16::ZERO; BLOCK];

@@ -25,6 +25,7 @@ const PAGE: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct MappedFile {
     path: PathBuf,
+    file: File,
     map: Mmap,
     /// Where the tensors' bytes begin.
     data_start: usize,
@@ -55,12 +56,21 @@ impl MappedFile {
         let map = unsafe { Mmap::map(&file) }.map_err(ModelError::reading(path, expected))?;
         let (header, metadata) =
             SafeTensors::read_metadata(&map).map_err(|e| header_fault(path, &map, &e))?;
-        Ok(Self { path: path.to_owned(), map, data_start: 8 + header, metadata })
+        Ok(Self { path: path.to_owned(), file, map, data_start: 8 + header, metadata })
     }
 
     /// The file's path.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Its bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.map.len() as u64
     }
 
     /// Names of the tensors in it, in the order of their bytes.
@@ -85,7 +95,7 @@ impl MappedFile {
         same_file || self.map[..] == other.map[..]
     }
 
-    /// Lets the kernel take back the pages of a tensor that has been converted, so that a process loading 10 GB does
+    /// Lets the kernel take back the pages of a tensor that has been read, so that a process loading 10 GB does
     /// not count 10 GB of file beside the converted weights. Best effort: a refusal changes only the memory figure.
     pub(super) fn release(&self, name: &str) {
         let Some(info) = self.metadata.info(name) else { return };

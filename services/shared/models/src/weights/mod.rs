@@ -1,20 +1,24 @@
 //! A component's weights: which files they lie in, and a `VarBuilder` that converts each tensor once.
 
+mod ahead;
 mod convert;
 mod locate;
 mod mapping;
 mod record;
+mod stored;
 
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock, atomic::Ordering},
 };
 
+use ahead::Asked;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
-use mapping::MappedFile;
+use mapping::{MappedFile, StoredTensor};
 pub use record::{TensorRecorder, TensorSpec};
+pub(crate) use stored::Stored;
 
 use crate::ModelError;
 
@@ -28,6 +32,8 @@ pub struct Weights {
     files: Arc<Vec<MappedFile>>,
     /// Tensor name, in today's spelling, to file and the name as spelt there.
     index: Arc<HashMap<String, (usize, String)>>,
+    /// Once networks are built of them.
+    asked: Arc<OnceLock<Asked>>,
 }
 
 impl Weights {
@@ -46,7 +52,12 @@ impl Weights {
                 index.insert(current_name(&name), (i, name));
             }
         }
-        Ok(Self { folder: folder.to_owned(), files: Arc::new(files), index: Arc::new(index) })
+        Ok(Self {
+            folder: folder.to_owned(),
+            files: Arc::new(files),
+            index: Arc::new(index),
+            asked: Arc::default(),
+        })
     }
 
     /// Paths of the files, in order.
@@ -70,9 +81,14 @@ impl Weights {
 
     /// A builder for candle's and our networks. A tensor that is missing or of the wrong shape gives an error that
     /// turns back into the [`ModelError`] naming file and tensor by `ModelError::from`, so that `?` in a function
-    /// that returns `ModelError` is enough.
+    /// that returns `ModelError` is enough. From the first builder on the files are read ahead.
     #[must_use]
     pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        self.asked.get_or_init(|| {
+            let asked = Asked::default();
+            ahead::start(&self.files, &asked);
+            asked
+        });
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
 
@@ -84,16 +100,16 @@ impl Weights {
         }
     }
 
-    fn load(
-        &self,
+    /// File, name there and bytes of a tensor that is of the shape wanted and of a type that can be computed with; its own
+    /// shape where none is wanted.
+    fn find<'a>(
+        &'a self,
         name: &str,
-        want: Option<&Shape>,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Tensor, ModelError> {
+        want: Option<&'a Shape>,
+    ) -> Result<(usize, &'a str, StoredTensor<'a>), ModelError> {
         let missing = || ModelError::MissingTensor { path: self.blame(), tensor: name.to_owned() };
-        let (file, stored_name) = self.index.get(name).ok_or_else(missing)?;
-        let file = &self.files[*file];
+        let (at, stored_name) = self.index.get(name).ok_or_else(missing)?;
+        let file = &self.files[*at];
         let stored = file.tensor(stored_name).ok_or_else(missing)?;
         let shape = want.map_or(stored.shape, Shape::dims);
         if !fits(stored.shape, shape) {
@@ -106,14 +122,37 @@ impl Weights {
                 (file.path().to_owned(), stored_name.clone(), format!("{:?}", stored.dtype));
             return Err(ModelError::UnsupportedTensorType { path, tensor, found });
         }
-        let tensor = convert::to_tensor(stored.data, stored.dtype, shape, dtype, device)?;
-        file.release(stored_name);
+        if let Some(asked) = self.asked.get() {
+            asked.fetch_add(stored.data.len() as u64, Ordering::Relaxed);
+        }
+        Ok((*at, stored_name, StoredTensor { shape, ..stored }))
+    }
+
+    fn load(
+        &self,
+        name: &str,
+        want: Option<&Shape>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor, ModelError> {
+        let (file, stored_name, stored) = self.find(name, want)?;
+        let tensor = convert::to_tensor(stored.data, stored.dtype, stored.shape, dtype, device)?;
+        self.files[file].release(stored_name);
         Ok(tensor)
+    }
+
+    fn stored(&self, name: &str, want: &Shape, dtype: DType) -> Result<Stored, ModelError> {
+        let (file, stored_name, _) = self.find(name, Some(want))?;
+        Ok(Stored::new(Arc::clone(&self.files), (file, stored_name.to_owned()), want, dtype))
     }
 }
 
 impl SimpleBackend for Weights {
     fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
+        if Stored::is_asked_for() {
+            self.stored(name, &s, dtype)?.answer();
+            return Tensor::zeros(0, dtype, dev);
+        }
         Ok(self.load(name, Some(&s), dtype, dev)?)
     }
 

@@ -157,3 +157,89 @@ fn the_same_bytes_are_known_as_such() {
     write(&b.path().join("model.safetensors"), &[GOOD[0], ("proj.bias", &[3])]);
     assert!(!one.same_bytes(&Weights::open(b.path()).unwrap()));
 }
+
+/// Layers whose weights are packed out of their file are those of a tensor with the same numbers, to the last bit.
+#[test]
+fn a_weight_packed_out_of_its_file_is_the_tensors() {
+    use crate::{Packing, conv::Conv2d, linear};
+    use candle_core::Module;
+    const IN: usize = 300;
+    const OUT: usize = 52;
+    let shapes: [(&str, &[usize]); 8] = [
+        ("map.weight", &[OUT, IN]),
+        ("map.bias", &[OUT]),
+        ("pixels.weight", &[OUT, IN, 1, 1]),
+        ("pixels.bias", &[OUT]),
+        ("conv.weight", &[OUT, IN, 3, 3]),
+        ("conv.bias", &[OUT]),
+        ("small.weight", &[3, IN, 3, 3]),
+        ("small.bias", &[3]),
+    ];
+    let mut state = 1_u32;
+    let mut draw = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state as f32 / u32::MAX as f32 - 0.5
+    };
+    for from in
+        [safetensors::Dtype::F16, safetensors::Dtype::BF16, safetensors::Dtype::F32, safetensors::Dtype::F64]
+    {
+        let data = shapes.map(|(_, shape)| {
+            let values = (0..shape.iter().product()).map(|_| draw());
+            let bytes = values.flat_map(|value| match from {
+                safetensors::Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
+                safetensors::Dtype::BF16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+                safetensors::Dtype::F32 => value.to_le_bytes().to_vec(),
+                _ => f64::from(value).to_le_bytes().to_vec(),
+            });
+            bytes.collect::<Vec<u8>>()
+        });
+        let views = shapes
+            .iter()
+            .zip(&data)
+            .map(|((name, shape), data)| (*name, TensorView::new(from, shape.to_vec(), data).unwrap()));
+        let folder = folder();
+        serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
+        let weights = Weights::open(folder.path()).unwrap();
+        for to in [DType::F32, DType::BF16] {
+            let _packing = Packing::new();
+            let stored = weights.var_builder(to, &Device::Cpu);
+            let tensors = shapes.iter().map(|(name, shape)| {
+                let tensor = weights.load(name, Some(&Shape::from(*shape)), to, &Device::Cpu).unwrap();
+                ((*name).to_owned(), tensor)
+            });
+            let tensors = VarBuilder::from_tensors(tensors.collect(), to, &Device::Cpu);
+            let rows = Tensor::arange(0.0, IN as f32 * 5.0, &Device::Cpu).unwrap().reshape((5, IN)).unwrap();
+            let pictures = Tensor::arange(0.0, IN as f32 * 42.0, &Device::Cpu).unwrap();
+            let pictures = pictures.reshape((1, 6, 7, IN)).unwrap();
+            let results = |vb: &VarBuilder<'_>| {
+                let bits = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let conv = |name: &str, outputs| {
+                    let conv = Conv2d::load(&vb.pp(name), [IN, outputs], 3).unwrap();
+                    assert!(conv.packed().is_some());
+                    bits(conv.forward(&pictures).unwrap())
+                };
+                let map = linear::linear(IN, OUT, &vb.pp("map")).unwrap();
+                let bare = linear::linear_no_bias(IN, OUT, &vb.pp("map")).unwrap();
+                let pixels = linear::linear_of_pixels(IN, OUT, &vb.pp("pixels")).unwrap();
+                let maps = [map, bare, pixels].map(|map| bits(map.forward(&rows).unwrap()));
+                (maps, conv("conv", OUT), conv("small", 3))
+            };
+            assert!(Stored::of(&stored, &[OUT, IN], "map.weight").unwrap().is_ok());
+            assert!(Stored::of(&tensors, &[OUT, IN], "map.weight").unwrap().is_err());
+            assert!(results(&stored) == results(&tensors), "{from:?} as {to:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_weight_that_is_to_be_packed_is_told_and_not_kept() {
+    let folder = folder();
+    write(&folder.path().join("model.safetensors"), &GOOD);
+    let weights = Weights::open(folder.path()).unwrap();
+    let vb = weights.var_builder(DType::F32, &Device::Cpu);
+    let fault = |shape: &[usize], name| ModelError::from(Stored::of(&vb, shape, name).unwrap_err());
+    assert!(matches!(fault(&[2, 3], "none"), ModelError::MissingTensor { tensor, .. } if tensor == "none"));
+    assert!(matches!(fault(&[3, 2], "proj.weight"), ModelError::MisshapenTensor { .. }));
+    // The next that asks gets a tensor.
+    assert_eq!(vb.get((2, 3), "proj.weight").unwrap().dims(), [2, 3]);
+}

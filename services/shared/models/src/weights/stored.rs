@@ -1,0 +1,117 @@
+//! Weights as they lie in their files, for whoever takes them apart in any case: no tensor is made of them.
+
+use std::{cell::RefCell, ops::Range, sync::Arc};
+
+use candle_core::{DType, Result, Shape, Tensor};
+use candle_nn::VarBuilder;
+use half::{bf16, slice::HalfFloatSliceExt};
+
+use super::{
+    convert::{self, BLOCK},
+    mapping::{MappedFile, StoredTensor},
+};
+
+/// A tensor in a file, whose pages are given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    files: Arc<Vec<MappedFile>>,
+    file: usize,
+    /// As spelt there.
+    name: String,
+    shape: Vec<usize>,
+    dtype: DType,
+}
+
+/// Its numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Numbers<'a> {
+    stored: StoredTensor<'a>,
+    dtype: DType,
+}
+
+thread_local!(static ASKED: RefCell<Option<Option<Stored>>> = const { RefCell::new(None) });
+
+/// While it lives, its thread asks for weights as they are stored.
+struct Asking;
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        ASKED.take();
+    }
+}
+
+impl Stored {
+    /// The weight of `name` and `shape` as it is stored, if what `vb` builds from are [`super::Weights`] as they are; else the
+    /// tensor.
+    ///
+    /// # Errors
+    /// Where it is missing, misshapen or of a type that is not computed with, as `vb` says.
+    pub(crate) fn of(
+        vb: &VarBuilder<'_>,
+        shape: &[usize],
+        name: &str,
+    ) -> Result<std::result::Result<Self, Tensor>> {
+        // A `VarBuilder` hands on nothing but tensors, so what it is asked for passes it by on the thread that asks.
+        ASKED.set(Some(None));
+        let asking = Asking;
+        let tensor = vb.get(shape, name)?;
+        let answer = ASKED.take().flatten();
+        drop(asking);
+        // Whoever makes something else of a tensor on its way is taken at its word.
+        Ok(answer.filter(|stored| tensor.elem_count() == 0 && stored.shape == shape).ok_or(tensor))
+    }
+
+    /// Whether this thread asks for a weight as it is stored.
+    pub(super) fn is_asked_for() -> bool {
+        ASKED.with_borrow(Option::is_some)
+    }
+
+    /// What it gets.
+    pub(super) fn answer(self) {
+        ASKED.set(Some(Some(self)));
+    }
+
+    pub(super) fn new(
+        files: Arc<Vec<MappedFile>>,
+        (file, name): (usize, String),
+        shape: &Shape,
+        dtype: DType,
+    ) -> Self {
+        Self { files, file, name, shape: shape.dims().to_vec(), dtype }
+    }
+
+    pub(crate) fn dims(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Its numbers in its file.
+    pub(crate) fn numbers(&self) -> Option<Numbers<'_>> {
+        let stored = self.files[self.file].tensor(&self.name)?;
+        Some(Numbers { stored, dtype: self.dtype })
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        self.files[self.file].release(&self.name);
+    }
+}
+
+impl Numbers<'_> {
+    /// Those from `first` on, as the numbers that are computed with.
+    pub(crate) fn read(&self, first: usize, out: &mut [f32]) {
+        let from = self.stored.dtype;
+        let width = from.bitsize() / 8;
+        let Range { start, end } = first * width..(first + out.len()) * width;
+        let bytes = &self.stored.data[start..end];
+        for (out, bytes) in out.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK * width)) {
+            convert::read_f32(bytes, from, out);
+            if self.dtype == DType::BF16 {
+                let mut rounded = [bf16::ZERO; BLOCK];
+                let rounded = &mut rounded[..out.len()];
+                rounded.convert_from_f32_slice(out);
+                rounded.convert_to_f32_slice(out);
+            }
+        }
+    }
+}
