@@ -85,8 +85,18 @@ pub(crate) struct OutputArgs {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RequestArgs {
     /// What to draw
-    #[arg(required_unless_present = "list_sizes")]
+    #[arg(required_unless_present_any = ["list_sizes", "named_prompt"])]
     pub(crate) prompt: Option<String>,
+
+    /// The same under its name among the request's fields, which many try first.
+    #[arg(
+        long = "prompt",
+        value_name = "TEXT",
+        hide = true,
+        conflicts_with = "prompt",
+        allow_hyphen_values = true
+    )]
+    pub(crate) named_prompt: Option<String>,
 
     /// Prompt of the second text encoder [default: PROMPT]
     #[arg(long, env = "SDXL_PROMPT_2", value_name = "TEXT", allow_hyphen_values = true)]
@@ -251,7 +261,7 @@ impl GenerateArgs {
     pub(crate) fn request(&self, image_format: ImageFormat) -> v1::GenerateRequest {
         let (request, conditioning) = (self.request.clone(), self.request.conditioning.clone());
         v1::GenerateRequest {
-            prompt: request.prompt.unwrap_or_default(),
+            prompt: request.prompt.or(request.named_prompt).unwrap_or_default(),
             prompt_2: request.prompt_2,
             negative_prompt: request.negative_prompt,
             negative_prompt_2: request.negative_prompt_2,

@@ -163,6 +163,16 @@ fn every_field_has_a_flag_that_exists_and_sets_it() {
 }
 
 #[test]
+fn a_prompt_may_be_named() {
+    let args = parse(&["--prompt", "-a prompt"]).unwrap();
+    assert_eq!(args.request(ImageFormat::Png).prompt, "-a prompt");
+    let error = parse(&["one", "--prompt", "another"]).unwrap_err().to_string();
+    assert!(error.contains("--prompt <TEXT>"), "{error}");
+    let error = parse(&["--promt", "x"]).unwrap_err().to_string();
+    assert!(error.contains("'--prompt'"), "{error}");
+}
+
+#[test]
 fn wrong_command_lines_are_refused_with_the_flags_name() {
     let cases: [(&[&str], &str); 11] = [
         (&[], "PROMPT"),
