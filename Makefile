@@ -46,7 +46,7 @@ model: ## Train the shipped model anew by its recipe and measure it, in target/m
 model-smoke: ## Train every stage of a tiny model from nothing, and see the losses fall (minutes)
 	cargo test --release -p sdxl-trainer --test training -- --ignored --nocapture
 
-bench: ## Beside PyTorch and OpenVINO on the same weights (PARTS="unet vae text picture start"; 25 GB of disk, 22 GB of memory)
+bench: ## Beside PyTorch and OpenVINO on the same weights (PARTS="unet vae text picture start approximate", and f32 or bf16 for one alone; 25 GB of disk, 22 GB of memory)
 	integration-tests/benches/run.sh $(PARTS)
 
 bench-scale: ## What the coordinator costs and how far a cluster scales, with 92 simulated replicas (half an hour, 3 GB of memory)

@@ -11,6 +11,8 @@ requests by name. A request's keys are the arguments of diffusers' pipelines, an
     scheduler    {"name": class, ...config overrides}; the checkpoint's own where absent
     refiner      {"denoising_split" | "strength": fraction, "num_inference_steps", "aesthetic_score",
                   "negative_aesthetic_score"}; the base alone where absent
+    guidance_interval  {"start", "stop"} as fractions of the steps; outside of it guidance_scale is 1
+    deep_cache   {"cache_interval", "cache_branch_id"}, by DeepCache's own DeepCacheSDHelper
 
 FOLDER's `scheduler_config.json` stands in for the checkpoint's own, in both pipelines.
 
@@ -19,7 +21,9 @@ checkpoint.sha256 with the hashes of the weights, and versions.txt. Everything i
 --trace also writes NAME-I.safetensors with the latents after every step, for finding where a deviation begins.
 """
 import argparse
+import contextlib
 import hashlib
+import importlib.metadata
 import json
 import pathlib
 import warnings
@@ -27,6 +31,7 @@ import warnings
 import diffusers
 import torch
 import transformers
+from DeepCache import DeepCacheSDHelper
 from safetensors.torch import save_file
 
 # What both pipelines take. The refiner has one encoder, and diffusers' example gives it neither the second prompts nor
@@ -35,7 +40,27 @@ SHARED = ("prompt", "negative_prompt", "guidance_scale", "guidance_rescale", "nu
           "crops_coords_top_left", "target_size", "negative_original_size", "negative_crops_coords_top_left",
           "negative_target_size")
 BASE = SHARED + ("prompt_2", "negative_prompt_2", "clip_skip", "height", "width")
-OURS = ("seed", "num_images", "scheduler", "refiner")
+OURS = ("seed", "num_images", "scheduler", "refiner", "guidance_interval", "deep_cache")
+
+
+class Guided:
+    """A pipeline whose guidance_scale is 1 outside of the steps `guided`; both halves are evaluated all the same."""
+
+    guided = None
+
+    @property
+    def guidance_scale(self):
+        # The step is the number of those that the scheduler has done; None before the first.
+        outside = self.guided is not None and (self.scheduler.step_index or 0) not in self.guided
+        return 1.0 if outside else self._guidance_scale
+
+
+class Base(Guided, diffusers.StableDiffusionXLPipeline):
+    pass
+
+
+class Refiner(Guided, diffusers.StableDiffusionXLImg2ImgPipeline):
+    pass
 
 
 class Checkpoint:
@@ -43,8 +68,8 @@ class Checkpoint:
         self.root = root
         config = json.loads((folder / "scheduler_config.json").read_text())
         self.scheduler = getattr(diffusers, config["_class_name"]).from_pretrained(str(folder))
-        self.base = self.load(diffusers.StableDiffusionXLPipeline, "base")
-        self.refiner = self.load(diffusers.StableDiffusionXLImg2ImgPipeline, "refiner")
+        self.base = self.load(Base, "base")
+        self.refiner = self.load(Refiner, "refiner")
 
     def load(self, cls, name):
         pipe = cls.from_pretrained(str(self.root / name), torch_dtype=torch.float32, add_watermarker=False)
@@ -63,14 +88,17 @@ class Checkpoint:
         kw = {k: arguments[k] for k in BASE if k in arguments}
         if refiner and "denoising_split" in refiner:
             kw["denoising_end"] = refiner["denoising_split"]
-        latents = self.base(**kw, generator=generator, output_type="latent", callback_on_step_end=keep("base", trace)).images
+        with approximated(self.base, arguments):
+            latents = self.base(**kw, generator=generator, output_type="latent",
+                                callback_on_step_end=keep("base", trace)).images
         if refiner:
             kw = {k: arguments[k] for k in SHARED if k in arguments}
             kw |= {k: v for k, v in refiner.items() if k != "denoising_split"}
             if "denoising_split" in refiner:
                 kw["denoising_start"] = refiner["denoising_split"]
-            latents = self.refiner(**kw, image=latents, generator=generator, output_type="latent",
-                                   callback_on_step_end=keep("refiner", trace)).images
+            with approximated(self.refiner, arguments):
+                latents = self.refiner(**kw, image=latents, generator=generator, output_type="latent",
+                                       callback_on_step_end=keep("refiner", trace)).images
         return self.decode(latents)
 
     def decode(self, latents):
@@ -101,6 +129,28 @@ class Checkpoint:
             out["vae.latents"] = latents[0]
             self.decode(latents).save(folder / "vae.png")
         save_file({k: v.contiguous() for k, v in out.items()}, str(folder / "parts.safetensors"))
+
+
+@contextlib.contextmanager
+def approximated(pipe, arguments):
+    steps, interval = arguments["num_inference_steps"], arguments.get("guidance_interval")
+    if interval:  # as diffusers' guiders count
+        pipe.guided = range(int(interval["start"] * steps), int(interval["stop"] * steps))
+    cache = arguments.get("deep_cache")
+    if cache:
+        # The helper counts skip connections for blocks with two layers; these are the block and the layer of any.
+        block, branch = 0, cache["cache_branch_id"]
+        while branch > len(pipe.unet.down_blocks[block].resnets):
+            branch -= len(pipe.unet.down_blocks[block].resnets) + 1
+            block += 1
+        helper = DeepCacheSDHelper(pipe=pipe)
+        helper.set_params(cache_interval=cache["cache_interval"])
+        helper.params |= {"cache_block_id": block, "cache_layer_id": branch}
+        helper.enable()
+    yield
+    if cache:
+        helper.disable()
+    pipe.guided = None
 
 
 def scheduler(own, wanted):
@@ -143,7 +193,8 @@ def main():
     hashes = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(a.checkpoint)}"
               for p in sorted(a.checkpoint.rglob("*.safetensors"))]
     (a.folder / "checkpoint.sha256").write_text("\n".join(hashes) + "\n")
-    versions = (f"diffusers {diffusers.__version__}", f"torch {torch.__version__}", f"transformers {transformers.__version__}")
+    versions = (f"DeepCache {importlib.metadata.version('DeepCache')}", f"diffusers {diffusers.__version__}",
+                f"torch {torch.__version__}", f"transformers {transformers.__version__}")
     (a.folder / "versions.txt").write_text("\n".join(versions) + "\n")
 
 

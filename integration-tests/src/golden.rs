@@ -122,6 +122,22 @@ pub struct GoldenRequest {
     crops_coords_top_left: Option<[u32; 2]>,
     negative_crops_coords_top_left: Option<[u32; 2]>,
     refiner: Option<GoldenRefiner>,
+    guidance_interval: Option<GoldenInterval>,
+    deep_cache: Option<GoldenCache>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GoldenInterval {
+    start: f32,
+    stop: f32,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GoldenCache {
+    cache_interval: u32,
+    cache_branch_id: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -189,6 +205,12 @@ impl From<&GoldenRequest> for v1::GenerateRequest {
             quality: 0,
             priority: v1::Priority::Unspecified.into(),
             request_id: None,
+            guidance_interval: request.guidance_interval.map(|GoldenInterval { start, stop }| {
+                v1::GuidanceInterval { start: Some(start), stop: Some(stop) }
+            }),
+            deep_cache: request.deep_cache.map(|GoldenCache { cache_interval, cache_branch_id }| {
+                v1::DeepCache { cache_interval, cache_branch_id }
+            }),
         }
     }
 }

@@ -22,6 +22,14 @@ fn refined(mode: Option<Mode>) -> GenerateRequest {
     with(|r| r.refiner = Some(Refiner { mode, ..Default::default() }))
 }
 
+fn guided(start: Option<f32>, stop: Option<f32>) -> GenerateRequest {
+    with(|r| r.guidance_interval = Some(v1::GuidanceInterval { start, stop }))
+}
+
+fn cached(cache_interval: u32, cache_branch_id: u32) -> GenerateRequest {
+    with(|r| r.deep_cache = Some(v1::DeepCache { cache_interval, cache_branch_id }))
+}
+
 fn scheduled(kind: i32, timestep_spacing: Option<i32>) -> GenerateRequest {
     with(|r| r.scheduler = Some(Scheduler { kind, timestep_spacing, ..Default::default() }))
 }
@@ -43,6 +51,13 @@ fn cases() -> Vec<Case> {
         (with(|r| r.guidance_scale = Some(-1.0)), "guidance_scale", &["-1", "at least 0"]),
         (with(|r| r.guidance_rescale = Some(f32::NAN)), "guidance_rescale", &["NaN", "finite"]),
         (with(|r| r.guidance_rescale = Some(-0.5)), "guidance_rescale", &["-0.5"]),
+        (guided(Some(-0.1), None), "guidance_interval.start", &["-0.1", "0..=1"]),
+        (guided(None, Some(f32::NAN)), "guidance_interval.stop", &["NaN", "0..=1"]),
+        (guided(Some(0.5), Some(0.5)), "guidance_interval.start", &["0.5", "below"]),
+        (guided(Some(0.01), Some(0.02)), "guidance_interval", &["0.01..0.02", "no step"]),
+        (cached(1, 0), "deep_cache.cache_interval", &["1 ", "2..=20"]),
+        (cached(21, 0), "deep_cache.cache_interval", &["21", "2..=20"]),
+        (cached(3, u32::MAX), "deep_cache.cache_branch_id", &["0..=", "skip connections"]),
         (refined(Some(Mode::DenoisingSplit(0.0))), "refiner.denoising_split", &["0 ", "between 0 and 1"]),
         (refined(Some(Mode::DenoisingSplit(1.0))), "refiner.denoising_split", &["1 ", "between 0 and 1"]),
         (refined(Some(Mode::DenoisingSplit(f32::NAN))), "refiner.denoising_split", &["NaN"]),
@@ -195,6 +210,8 @@ fn denoise() -> v1::DenoiseRequest {
         negative_conditioning: None,
         checkpoint_interval: 0,
         progress_interval: 0,
+        guidance_steps: None,
+        deep_cache: None,
         start: Some(v1::denoise_request::Start::Latents(tensor(&[4, 8, 8], 1024))),
     }
 }

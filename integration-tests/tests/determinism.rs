@@ -23,9 +23,21 @@ fn requests() -> Vec<v1::GenerateRequest> {
             ..fox()
         },
         v1::GenerateRequest { refiner: refiner(v1::refiner::Mode::Strength(0.5)), num_images: 2, ..fox() },
+        v1::GenerateRequest { deep_cache: cache(2, 0), num_images: 2, ..fox() },
+        v1::GenerateRequest { deep_cache: cache(3, 2), num_inference_steps: 7, ..fox() },
+        v1::GenerateRequest {
+            guidance_interval: Some(v1::GuidanceInterval { start: Some(0.25), stop: Some(0.75) }),
+            deep_cache: cache(3, 1),
+            refiner: refiner(v1::refiner::Mode::DenoisingSplit(0.5)),
+            ..fox()
+        },
         v1::GenerateRequest { image_format: v1::ImageFormat::Jpeg.into(), ..fox() },
         v1::GenerateRequest { image_format: v1::ImageFormat::Webp.into(), ..fox() },
     ]
+}
+
+fn cache(cache_interval: u32, cache_branch_id: u32) -> Option<v1::DeepCache> {
+    Some(v1::DeepCache { cache_interval, cache_branch_id })
 }
 
 async fn pictures(clients: &Clients, request: v1::GenerateRequest) -> Vec<Vec<u8>> {

@@ -4,8 +4,8 @@ use integration_tests::{Cluster, ClusterConfig, Made, fox};
 use prost::Message as _;
 use prost_types::{DescriptorProto, FileDescriptorSet, field_descriptor_proto::Type};
 use sdxl_proto::v1::{
-    CropCoords, GenerateRequest, ImageFormat, Refiner, Scheduler, SchedulerKind, Size, TimestepSpacing,
-    refiner::Mode,
+    CropCoords, DeepCache, GenerateRequest, GuidanceInterval, ImageFormat, Refiner, Scheduler, SchedulerKind,
+    Size, TimestepSpacing, refiner::Mode,
 };
 use std::collections::BTreeSet;
 
@@ -28,8 +28,18 @@ fn full() -> GenerateRequest {
         crops_coords_top_left: Some(CropCoords { top: 10, left: 20 }),
         negative_crops_coords_top_left: Some(CropCoords { top: 30, left: 40 }),
         num_inference_steps: 6,
+        guidance_interval: interval(0.2, 0.8),
+        deep_cache: cached(2, 1),
         ..fox()
     }
+}
+
+fn interval(start: f32, stop: f32) -> Option<GuidanceInterval> {
+    Some(GuidanceInterval { start: Some(start), stop: Some(stop) })
+}
+
+fn cached(cache_interval: u32, cache_branch_id: u32) -> Option<DeepCache> {
+    Some(DeepCache { cache_interval, cache_branch_id })
 }
 
 fn scheduler() -> Scheduler {
@@ -90,6 +100,12 @@ fn plain() -> Vec<Case> {
         case("guidance_scale", |r| r.guidance_scale = Some(1.0)),
         case("guidance_rescale", |r| r.guidance_rescale = Some(0.4)),
         case("guidance_rescale", |r| r.guidance_rescale = None),
+        case("guidance_interval", |r| r.guidance_interval = None),
+        case("guidance_interval.start", |r| r.guidance_interval = interval(0.4, 0.8)),
+        case("guidance_interval.stop", |r| r.guidance_interval = interval(0.2, 1.0)),
+        case("deep_cache", |r| r.deep_cache = None),
+        case("deep_cache.cache_interval", |r| r.deep_cache = cached(4, 1)),
+        case("deep_cache.cache_branch_id", |r| r.deep_cache = cached(2, 2)),
         case("seed", |r| r.seed = Some(6)),
         case("clip_skip", |r| r.clip_skip = 1),
         case("image_format", |r| r.image_format = ImageFormat::Jpeg.into()),

@@ -131,6 +131,8 @@ async fn one_step(name: &str, parts: &BTreeMap<String, v1::Tensor>, clients: &Cl
         negative_conditioning: None,
         checkpoint_interval: 0,
         progress_interval: 0,
+        guidance_steps: None,
+        deep_cache: None,
         start: part("latents").map(v1::denoise_request::Start::Latents),
     };
     let mut events = clients.denoiser().denoise(request).await.unwrap().into_inner();

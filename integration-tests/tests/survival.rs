@@ -74,6 +74,11 @@ fn request(i: usize) -> v1::GenerateRequest {
         seed: Some(i as u64),
         num_inference_steps: 12 + (i % 3) as u32,
         refiner: i.is_multiple_of(2).then(|| v1::Refiner { mode: Some(mode), ..Default::default() }),
+        // Steps that take up what others kept are not gone on from, but from the last one that was whole.
+        deep_cache: (i % 4 > 1).then_some(v1::DeepCache { cache_interval: 3, cache_branch_id: 1 }),
+        guidance_interval: i
+            .is_multiple_of(3)
+            .then_some(v1::GuidanceInterval { start: None, stop: Some(0.7) }),
         height,
         width,
         ..Default::default()

@@ -5,7 +5,7 @@ use image::{
     ExtendedColorType, ImageEncoder,
     codecs::png::{CompressionType, FilterType, PngEncoder},
 };
-use sdxl_core::{CropCoords, Schedule, SchedulerConfig, Size};
+use sdxl_core::{CropCoords, Schedule, SchedulerConfig, Size, StepKinds};
 use sdxl_models::{
     ModelError, Packing, PipelineDir, TextConditioner, Weights,
     denoise::{Conditioning, DenoiseInputs, DenoiseRun, Start, TimeIds},
@@ -48,6 +48,17 @@ impl Bare {
         steps: u32,
         side: u32,
     ) -> Result<Vec<u8>, ModelError> {
+        self.picture_by(prompt, seed, (steps, StepKinds::plain()), side)
+    }
+
+    /// [`Bare::picture`] whose steps are done as `kinds` says.
+    pub(crate) fn picture_by(
+        &self,
+        prompt: &str,
+        seed: u64,
+        (steps, kinds): (u32, StepKinds),
+        side: u32,
+    ) -> Result<Vec<u8>, ModelError> {
         let embedding = self.text.encode(prompt, "", 0)?;
         let time_ids = TimeIds::base(Size::new(side, side), CropCoords::default(), Size::new(side, side));
         let positive = Conditioning {
@@ -69,6 +80,7 @@ impl Bare {
             positive,
             negative: Some(negative),
             guidance: Guidance { scale: 5.0, rescale: 0.0 },
+            kinds,
         };
         let mut run = DenoiseRun::new(&self.unet, inputs)?;
         while run.step(&self.unet)?.is_some() {}

@@ -1,15 +1,17 @@
 //! The tables in `docs/benchmarks.md`, each part between marks of its own.
 
-use crate::{peer::Peers, table::Table};
+use crate::{peer::Peers, table::Section};
 use std::{fs, path::Path, process::Command};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmarks.md");
 
 /// A part's tables under the machine, the versions and the day.
-pub(crate) fn section(tables: &[Table], peers: &Peers) -> String {
+pub(crate) fn section(tables: &[Box<dyn Section>], peers: &Peers) -> String {
     let date = Command::new("date").args(["-u", "+%F"]).output().expect("date tells the day");
     let date = String::from_utf8_lossy(&date.stdout).trim().to_owned();
-    let mut text = format!("{}; {}; {date}.\n", machine(peers.threads()), peers.versions());
+    let about = [machine(peers.threads()), peers.versions(), date];
+    let about: Vec<_> = about.into_iter().filter(|text| !text.is_empty()).collect();
+    let mut text = format!("{}.\n", about.join("; "));
     for table in tables {
         text += &format!("\n{table}");
     }

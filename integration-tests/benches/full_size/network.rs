@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The number formats that both sides compute in.
+/// The number formats that can be compared.
 pub(crate) const DTYPES: [&str; 2] = ["f32", "bf16"];
 
 /// What one side made of the inputs.

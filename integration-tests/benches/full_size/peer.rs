@@ -1,5 +1,6 @@
 //! The peers: Python processes that print their figures as JSON.
 
+use crate::network::DTYPES;
 use integration_tests::process;
 use serde_json::Value;
 use std::{
@@ -17,14 +18,22 @@ const LIMIT: Duration = Duration::from_secs(1800);
 pub(crate) struct Peers {
     python: PathBuf,
     threads: usize,
+    dtypes: Vec<&'static str>,
     versions: RefCell<String>,
 }
 
 impl Peers {
-    pub(crate) fn from_environment() -> Self {
+    /// Compared in the number formats of `dtypes`, or in all where there is none.
+    pub(crate) fn from_environment(dtypes: &[&str]) -> Self {
         let python = std::env::var_os("SDXL_BENCH_PYTHON").expect("make bench names a Python with the peers");
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { python: python.into(), threads, versions: RefCell::default() }
+        let dtypes = DTYPES.into_iter().filter(|dtype| dtypes.is_empty() || dtypes.contains(dtype)).collect();
+        Self { python: python.into(), threads, dtypes, versions: RefCell::default() }
+    }
+
+    /// The number formats that both sides compute in.
+    pub(crate) fn dtypes(&self) -> impl Iterator<Item = &'static str> {
+        self.dtypes.iter().copied()
     }
 
     /// All of the machine's, on every side.

@@ -5,7 +5,7 @@ use crate::{
     checkpoint,
     peer::{self, Peers},
     stage,
-    table::{Row, Table, Target},
+    table::{Row, Table, Tables, Target},
 };
 use integration_tests::{Picture, client::Clients, process};
 use sdxl_proto::v1;
@@ -18,8 +18,8 @@ use std::{
     time::Instant,
 };
 
-const STEPS: u32 = 30;
-const SIDE: u32 = 128;
+pub(crate) const STEPS: u32 = 30;
+pub(crate) const SIDE: u32 = 128;
 /// At most so much of diffusers' time.
 const OF_DIFFUSERS: f64 = 0.5;
 /// At most so much of the bare engines' time.
@@ -29,15 +29,12 @@ const OF_BARE: Target = Target::AtMost(1.05);
 const COLOURS: [&str; 6] = ["red", "yellow", "green", "blue", "purple", "orange"];
 const SHAPES: [&str; 4] = ["circle", "square", "triangle", "star"];
 
-pub(crate) fn run(peers: &Peers) -> Vec<Table> {
+pub(crate) fn run(peers: &Peers) -> Tables {
     let folder = checkpoint::shipped();
     let mut table = Table::new(format!(
         "A whole picture of the shipped model: {STEPS} steps, {SIDE} x {SIDE} pixels, f32."
     ));
-    let prompts: Vec<_> = SHAPES
-        .into_iter()
-        .flat_map(|shape| COLOURS.map(|colour| format!("a large {colour} {shape} on a white background")))
-        .collect();
+    let prompts = prompts();
     let (cluster_s, bare_s, pictures) = ours(&folder, &prompts);
     let (torch_s, apart) = match theirs(&folder, &prompts, peers) {
         Ok((time, theirs)) => (time, Some(difference(&pictures, &theirs))),
@@ -56,7 +53,13 @@ pub(crate) fn run(peers: &Peers) -> Vec<Table> {
         table.add(Row::plain("greatest difference of a pixel, of 255", [apart, f64::NAN, f64::NAN]));
     }
     table.note(format!("Best of {} pictures on each side; PyTorch is diffusers' pipeline.", prompts.len()));
-    vec![table]
+    vec![Box::new(table)]
+}
+
+/// What the shipped model is asked for.
+pub(crate) fn prompts() -> Vec<String> {
+    let of = |shape| COLOURS.map(|colour| format!("a large {colour} {shape} on a white background"));
+    SHAPES.into_iter().flat_map(of).collect()
 }
 
 /// Seconds of the best picture through a cluster and by the bare engines, in turn, and the pictures.

@@ -2,10 +2,9 @@
 
 use crate::{
     checkpoint,
-    network::DTYPES,
     peer::{self, Peers},
     stage::{self, Stage},
-    table::{Row, Table, Target},
+    table::{Row, Table, Tables, Target},
 };
 use rustix::fs::{Advice, fadvise};
 use std::{ffi::OsStr, fs::File, io::Read, path::Path, time::Instant};
@@ -13,14 +12,14 @@ use std::{ffi::OsStr, fs::File, io::Read, path::Path, time::Instant};
 const OF_READING: Target = Target::AtMost(1.2);
 const RUNS: usize = 2;
 
-pub(crate) fn run(peers: &Peers) -> Vec<Table> {
+pub(crate) fn run(peers: &Peers) -> Tables {
     let folder = checkpoint::full_size();
     let file = folder.join("unet/diffusion_pytorch_model.safetensors");
     let mut table = Table::new("Start of the base UNet, full size, to ready: weights loaded and steps run.");
     eprintln!("reading the weights");
     let cold_read = least(|| read(&file, true));
     let warm_read = least(|| read(&file, false));
-    for dtype in DTYPES {
+    for dtype in peers.dtypes() {
         for cold in [true, false] {
             let mut failed = None;
             let ours = least(|| {
@@ -51,7 +50,7 @@ pub(crate) fn run(peers: &Peers) -> Vec<Table> {
          Best of {RUNS}, PyTorch's of one.",
         file.metadata().expect("the weights").len() as f64 / 1e9
     ));
-    vec![table]
+    vec![Box::new(table)]
 }
 
 fn least(mut measure: impl FnMut() -> f64) -> f64 {

@@ -83,6 +83,17 @@ impl fmt::Display for Row {
     }
 }
 
+/// What a part has measured.
+pub(crate) type Tables = Vec<Box<dyn Section>>;
+
+/// A part of a part's page.
+pub(crate) trait Section: fmt::Display {
+    /// Whether no figure misses its target.
+    fn met(&self) -> bool {
+        true
+    }
+}
+
 /// Rows under one heading, with what could not be measured and why.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -103,9 +114,10 @@ impl Table {
     pub(crate) fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
+}
 
-    /// Whether no figure misses its target.
-    pub(crate) fn met(&self) -> bool {
+impl Section for Table {
+    fn met(&self) -> bool {
         self.rows.iter().all(Row::is_met)
     }
 }

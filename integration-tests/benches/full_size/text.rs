@@ -2,10 +2,10 @@
 
 use crate::{
     checkpoint, inputs,
-    network::{self, DTYPES, Side, Work},
+    network::{self, Side, Work},
     peer::Peers,
     stage::{Stage, seconds},
-    table::{Row, Table},
+    table::{Row, Table, Tables},
     unet::values,
 };
 use sdxl_proto::v1;
@@ -15,11 +15,12 @@ const PROMPTS: [&str; 2] = ["a lighthouse on a cliff in a storm, oil on canvas",
 /// At most so much of PyTorch's time.
 const TARGET: f64 = 0.90;
 
-pub(crate) fn run(peers: &Peers) -> Vec<Table> {
+pub(crate) fn run(peers: &Peers) -> Tables {
     let folder = checkpoint::full_size();
     let work = Work { part: "text", folder: &folder, name: "text", runs: 10 };
     inputs::write(&work.inputs(), &[], &[("prompts", PROMPTS.join("\n"))]);
-    let sides = DTYPES.map(|dtype| work.run(dtype, peers, |dtype| ours(&folder, dtype, work.runs)));
+    let sides: Vec<_> =
+        peers.dtypes().map(|dtype| work.run(dtype, peers, |dtype| ours(&folder, dtype, work.runs))).collect();
 
     let mut table = Table::new("Both text encoders, full size: two prompts.");
     for sides in &sides {
@@ -34,7 +35,7 @@ pub(crate) fn run(peers: &Peers) -> Vec<Table> {
     }
     table.note("The peers are given both prompts in one batch, as token ids.");
     network::notes(&mut table, &sides);
-    vec![table]
+    vec![Box::new(table)]
 }
 
 fn ours(folder: &Path, dtype: &str, runs: u32) -> Result<Side, String> {

@@ -3,10 +3,10 @@
 use crate::{
     checkpoint,
     inputs::{self, Values},
-    network::{self, DTYPES, Side, Sides, Work},
+    network::{self, Side, Sides, Work},
     peer::{self, Peers},
-    stage::{Stage, seconds},
-    table::{Row, Table, Target},
+    stage::{self, Stage, seconds},
+    table::{Row, Table, Tables, Target},
 };
 use bytes::Bytes;
 use sdxl_core::Schedule;
@@ -21,11 +21,12 @@ const STEP: u32 = 15;
 const GUIDANCE: f32 = 5.0;
 
 /// At most so much of PyTorch's time.
-const TARGETS: [f64; 2] = [0.80, 0.90];
+const TARGET_F32: f64 = 0.80;
+const TARGET_BF16: f64 = 0.90;
 const MATRIX_RATE: Target = Target::AtLeast(0.75);
 
-pub(crate) fn run(peers: &Peers) -> Vec<Table> {
-    vec![full_size(peers), shipped(peers)]
+pub(crate) fn run(peers: &Peers) -> Tables {
+    vec![Box::new(full_size(peers)), Box::new(shipped(peers))]
 }
 
 /// Writes inputs of a step at the smallest size, for who only wants to get warm.
@@ -38,9 +39,11 @@ fn full_size(peers: &Peers) -> Table {
     let work = Work { part: "unet", folder: &folder, name: "unet", runs: 3 };
     let mut table = Table::new("Base UNet, full size: a guided step at 64 x 64 latents (512 x 512 pixels).");
     let problem = Problem::new(&folder, 64, &work.inputs());
-    let sides = DTYPES.map(|dtype| work.run(dtype, peers, |dtype| problem.ours(dtype, work.runs)));
-    for (sides, target) in sides.iter().zip(TARGETS) {
-        table.add(Row::new(format!("step, {}, s", sides.dtype), sides.times()).of_pytorch(target));
+    let sides: Vec<_> =
+        peers.dtypes().map(|dtype| work.run(dtype, peers, |dtype| problem.ours(dtype, work.runs))).collect();
+    for sides in &sides {
+        let row = Row::new(format!("step, {}, s", sides.dtype), sides.times());
+        table.add(row.of_pytorch(if sides.dtype == "f32" { TARGET_F32 } else { TARGET_BF16 }));
     }
     matrix_rate(&mut table, &sides, &folder, peers);
     for sides in &sides {
@@ -57,7 +60,8 @@ fn shipped(peers: &Peers) -> Table {
     let mut table =
         Table::new("Base UNet of the shipped model: a guided step at 16 x 16 latents (128 x 128 pixels).");
     let problem = Problem::new(&folder, 16, &work.inputs());
-    let sides = DTYPES.map(|dtype| work.run(dtype, peers, |dtype| problem.ours(dtype, work.runs)));
+    let sides: Vec<_> =
+        peers.dtypes().map(|dtype| work.run(dtype, peers, |dtype| problem.ours(dtype, work.runs))).collect();
     for sides in &sides {
         let times = sides.times().map(|seconds| seconds * 1e3);
         table.add(Row::new(format!("step, {}, ms", sides.dtype), times));
@@ -157,16 +161,11 @@ impl<'a> Problem<'a> {
     /// Asks the stage for the step once to get warm and `runs` times more.
     fn ours(&self, dtype: &str, runs: u32) -> Result<Side, String> {
         let stage = Stage::start("sdxl-base-unet", self.folder, dtype)?;
-        let request = v1::GetStageRequest {};
-        let info =
-            stage.ask(stage.clients().stage().get_stage(request)).map_err(|e| e.to_string())?.into_inner();
-        let Some(v1::get_stage_response::Details::Denoiser(details)) = info.details else {
-            return Err("no denoiser".to_owned());
-        };
+        let scheduler = scheduler(&stage)?;
         let (mut best_s, mut next) = (f64::INFINITY, Vec::new());
         for _ in 0..=runs {
-            let (time, latents) = stage.ask(step(&stage, self.request(details.scheduler)))?;
-            (best_s, next) = (best_s.min(time), latents);
+            let (times, latents) = stage.ask(steps(&stage, self.request(scheduler)))?;
+            (best_s, next) = (best_s.min(times[0]), latents);
         }
         let coefficients = self.schedule.step(STEP as usize);
         let of =
@@ -174,6 +173,24 @@ impl<'a> Problem<'a> {
         let noise_pred = self.latents.values.iter().zip(next).map(of).collect();
         let outputs = HashMap::from([("noise_pred".to_owned(), noise_pred)]);
         Ok(Side { best_s, peak_mib: stage.peak_mib(), activations_mib: f64::NAN, outputs })
+    }
+
+    /// Seconds of three steps where guidance ends after the first, and of four from the cache at each of `branches` and
+    /// guided, the first of them whole.
+    fn approximated(&self, branches: &[u32]) -> Result<(Vec<f64>, Vec<Vec<f64>>), String> {
+        let stage = Stage::start("sdxl-base-unet", self.folder, "f32")?;
+        let scheduler = scheduler(&stage)?;
+        let request = |count| v1::DenoiseRequest { end_step: STEP + count, ..self.request(scheduler) };
+        let unguided = v1::DenoiseRequest {
+            guidance_steps: Some(v1::StepRange { begin: STEP, end: STEP + 1 }),
+            ..request(3)
+        };
+        let (first, _) = stage.ask(steps(&stage, unguided))?;
+        let cached = |branch: &u32| {
+            let deep_cache = Some(v1::DeepCache { cache_interval: 20, cache_branch_id: *branch });
+            stage.ask(steps(&stage, v1::DenoiseRequest { deep_cache, ..request(4) })).map(|(times, _)| times)
+        };
+        Ok((first, branches.iter().map(cached).collect::<Result<_, _>>()?))
     }
 
     fn request(&self, scheduler: Option<v1::SchedulerConfig>) -> v1::DenoiseRequest {
@@ -198,24 +215,45 @@ impl<'a> Problem<'a> {
             negative_conditioning: Some(half(0)),
             checkpoint_interval: 0,
             progress_interval: 0,
+            guidance_steps: None,
+            deep_cache: None,
             start: Some(Start::Latents(wire(&self.latents))),
         }
     }
 }
 
-/// One step: its seconds on the device and the latents after it.
-async fn step(stage: &Stage, request: v1::DenoiseRequest) -> Result<(f64, Vec<f32>), String> {
+fn scheduler(stage: &Stage) -> Result<Option<v1::SchedulerConfig>, String> {
+    let info = stage.ask(stage.clients().stage().get_stage(v1::GetStageRequest {}));
+    match info.map_err(|e| e.to_string())?.into_inner().details {
+        Some(v1::get_stage_response::Details::Denoiser(details)) => Ok(details.scheduler),
+        _ => Err("no denoiser".to_owned()),
+    }
+}
+
+/// Seconds of each step on the device, and the latents after the last.
+async fn steps(stage: &Stage, request: v1::DenoiseRequest) -> Result<(Vec<f64>, Vec<f32>), String> {
     let mut stream =
         stage.clients().denoiser().denoise(request).await.map_err(|e| e.to_string())?.into_inner();
-    let (mut time, mut latents) = (f64::NAN, Vec::new());
+    let (mut times, mut latents) = (Vec::new(), Vec::new());
     while let Some(message) = stream.message().await.map_err(|e| e.to_string())? {
         match message.event {
-            Some(Event::Progress(progress)) => time = seconds(progress.step_time),
+            Some(Event::Progress(progress)) => times.push(seconds(progress.step_time)),
             Some(Event::Result(result)) => latents = values(&result.latents.unwrap_or_default()),
             _ => {}
         }
     }
-    Ok((time, latents))
+    Ok((times, latents))
+}
+
+/// Seconds of a guided step of the full size, of one without guidance, and of one from the cache at each of `branches`.
+pub(crate) fn approximations(branches: &[u32]) -> Result<(f64, f64, Vec<f64>), String> {
+    let folder = checkpoint::full_size();
+    let problem = Problem::new(&folder, 64, &stage::scratch("approximate-inputs.safetensors"));
+    let (unguided, cached) = problem.approximated(branches)?;
+    let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+    let whole: Vec<_> = cached.iter().chain([&unguided]).map(|times| times[0]).collect();
+    let cached = cached.iter().map(|times| least(&times[1..])).collect();
+    Ok((least(&whole), least(&unguided[1..]), cached))
 }
 
 /// A tensor for the wire.

@@ -135,6 +135,8 @@ impl Direct {
             negative_conditioning: Some(negative_conditioning),
             checkpoint_interval: CHECKPOINT_INTERVAL,
             progress_interval: CHECKPOINT_INTERVAL,
+            guidance_steps: None,
+            deep_cache: None,
             start: Some(start),
         }
     }

@@ -14,6 +14,7 @@ impl From<&DenoiserInfo> for v1::DenoiserDetails {
             pooled_projection_dim: info.pooled_projection_dim,
             scheduler: Some((&info.scheduler).into()),
             training_buckets: info.training_buckets.iter().map(|size| (*size).into()).collect(),
+            cache_branch_costs: info.cache_branch_costs.clone(),
         }
     }
 }
@@ -31,6 +32,7 @@ impl TryFrom<&v1::DenoiserDetails> for DenoiserInfo {
             pooled_projection_dim: details.pooled_projection_dim,
             scheduler: SchedulerConfig::try_from(scheduler)?,
             training_buckets: details.training_buckets.iter().map(|size| Size::from(*size)).collect(),
+            cache_branch_costs: details.cache_branch_costs.clone(),
         })
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::v1;
 use sdxl_core::{
-    GenerateRequest, ImageFormat, Priority, RefinerMode, RefinerRequest, SchedulerKind, SchedulerRequest,
-    TimestepSpacing, Violations,
+    DeepCacheRequest, GenerateRequest, GuidanceInterval, ImageFormat, Priority, RefinerMode, RefinerRequest,
+    SchedulerKind, SchedulerRequest, TimestepSpacing, Violations,
 };
 
 /// The request in the domain's words. Unknown enum values are noted in `violations` and left at their defaults.
@@ -42,6 +42,13 @@ pub fn generate_request(request: v1::GenerateRequest, violations: &mut Violation
         quality: request.quality,
         priority: priority(request.priority, violations),
         request_id: request.request_id,
+        guidance_interval: request
+            .guidance_interval
+            .map(|interval| GuidanceInterval { start: interval.start, stop: interval.stop }),
+        deep_cache: request.deep_cache.map(|cache| DeepCacheRequest {
+            cache_interval: cache.cache_interval,
+            cache_branch_id: cache.cache_branch_id,
+        }),
     }
 }
 
@@ -143,6 +150,8 @@ mod tests {
             quality: 24,
             priority: 2,
             request_id: Some("r".into()),
+            guidance_interval: Some(v1::GuidanceInterval { start: Some(0.25), stop: Some(0.75) }),
+            deep_cache: Some(v1::DeepCache { cache_interval: 25, cache_branch_id: 26 }),
         };
         let mut violations = Violations::default();
         let ours = generate_request(request, &mut violations);
@@ -181,6 +190,8 @@ mod tests {
             quality: 24,
             priority: Priority::Batch,
             request_id: Some("r".into()),
+            guidance_interval: Some(GuidanceInterval { start: Some(0.25), stop: Some(0.75) }),
+            deep_cache: Some(DeepCacheRequest { cache_interval: 25, cache_branch_id: 26 }),
         };
         assert_eq!(ours, expected);
     }

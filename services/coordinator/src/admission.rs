@@ -50,8 +50,8 @@ impl Work {
     pub(crate) fn of(plan: &Plan, latent_pixels: u64, fleets: &Fleets) -> Self {
         let pictures = plan.seeds.len() as u64;
         let texts = plan.texts.len() as u64;
-        let base = plan.base.evaluations() * latent_pixels;
-        let refiner = plan.refiner.as_ref().map_or(0, |plan| plan.evaluations() * latent_pixels);
+        let base = plan.base.whole_work(latent_pixels);
+        let refiner = plan.refiner.as_ref().map_or(0, |plan| plan.whole_work(latent_pixels));
         let of_one = [texts, base, refiner, latent_pixels];
         let units = [texts, pictures * base, pictures * refiner, pictures * latent_pixels];
         let at_work = [

@@ -154,6 +154,7 @@ pub(crate) mod tests {
             pooled_projection_dim: 32,
             scheduler: SchedulerConfig::new(SchedulerKind::Euler),
             training_buckets: Vec::new(),
+            cache_branch_costs: vec![0.25],
         })
     }
 

@@ -122,7 +122,7 @@ impl Engine for TextEncoderEngine {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let next = self.steps(&run.inputs).next().map_or(0, <[_]>::len);
         let steps = self.steps(&run.inputs).count();
-        Work { size: Size::new(0, 0), evaluations: count(next), steps: count(steps) }
+        Work::even(Size::new(0, 0), count(next), count(steps))
     }
 
     fn advance(&mut self, runs: &mut [&mut EncodeRun]) -> Vec<Result<StepOf<Self>, EngineError>> {

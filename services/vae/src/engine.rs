@@ -110,7 +110,7 @@ impl Engine for VaeEngine {
 
     fn work(&self, job: &DecodeJob) -> Work {
         let side = |i: usize| job.latents.dims().get(i).map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX));
-        Work { size: Size::new(side(1), side(2)), evaluations: 1, steps: 1 }
+        Work::even(Size::new(side(1), side(2)), 1, 1)
     }
 
     fn advance(&mut self, jobs: &mut [&mut DecodeJob]) -> Vec<Result<StepOf<Self>, EngineError>> {

@@ -156,6 +156,8 @@ pub(crate) struct RequestArgs {
     pub(crate) conditioning: ConditioningArgs,
     #[command(flatten)]
     pub(crate) refiner: RefinerArgs,
+    #[command(flatten)]
+    pub(crate) approximation: ApproximationArgs,
 }
 
 /// What of the checkpoint's scheduler is replaced.
@@ -256,6 +258,27 @@ pub(crate) struct RefinerModeArgs {
     pub(crate) refiner_strength: Option<f32>,
 }
 
+/// What makes another picture of the same prompt, faster.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Approximations (faster, and another picture)")]
+pub(crate) struct ApproximationArgs {
+    /// Guidance is on from this part of the schedule, 0 to 1 [default: 0]
+    #[arg(long, env = "SDXL_GUIDANCE_START", value_name = "F", allow_negative_numbers = true)]
+    pub(crate) guidance_start: Option<f32>,
+
+    /// Guidance is on up to this part of the schedule, 0 to 1 [default: 1]
+    #[arg(long, env = "SDXL_GUIDANCE_STOP", value_name = "F", allow_negative_numbers = true)]
+    pub(crate) guidance_stop: Option<f32>,
+
+    /// Of so many steps, 2 to 20, one is computed whole; the others take up what its inner layers made (DeepCache)
+    #[arg(long, env = "SDXL_CACHE_INTERVAL", value_name = "N")]
+    pub(crate) cache_interval: Option<u32>,
+
+    /// The skip connection within which nothing is computed anew, counted from the outermost [default: 0]
+    #[arg(long, env = "SDXL_CACHE_BRANCH_ID", value_name = "N", requires = "cache_interval")]
+    pub(crate) cache_branch_id: Option<u32>,
+}
+
 impl GenerateArgs {
     /// The request that the flags describe, in the wire's words.
     pub(crate) fn request(&self, image_format: ImageFormat) -> v1::GenerateRequest {
@@ -285,7 +308,21 @@ impl GenerateArgs {
             quality: self.output.quality.unwrap_or_default(),
             priority: request.priority.map_or(v1::Priority::Unspecified, wire_priority).into(),
             request_id: request.request_id,
+            guidance_interval: request.approximation.guidance_interval(),
+            deep_cache: request.approximation.deep_cache(),
         }
+    }
+}
+
+impl ApproximationArgs {
+    fn guidance_interval(&self) -> Option<v1::GuidanceInterval> {
+        let interval = v1::GuidanceInterval { start: self.guidance_start, stop: self.guidance_stop };
+        (interval != v1::GuidanceInterval::default()).then_some(interval)
+    }
+
+    fn deep_cache(&self) -> Option<v1::DeepCache> {
+        let cache_branch_id = self.cache_branch_id.unwrap_or_default();
+        self.cache_interval.map(|cache_interval| v1::DeepCache { cache_interval, cache_branch_id })
     }
 }
 
@@ -323,11 +360,15 @@ pub(crate) fn flag_of(field: &str) -> String {
         "refiner.strength" => "--refiner-strength".to_owned(),
         "refiner.num_inference_steps" => "--refiner-steps".to_owned(),
         "scheduler.kind" => "--scheduler".to_owned(),
+        "guidance_interval" => "--guidance-start, --guidance-stop".to_owned(),
+        "guidance_interval.start" => "--guidance-start".to_owned(),
+        "guidance_interval.stop" => "--guidance-stop".to_owned(),
+        "deep_cache" => "--cache-interval".to_owned(),
         terms::TENANT => "--tenant".to_owned(),
         _ => {
             let (parent, child) = field.split_once('.').unwrap_or((field, ""));
-            let name =
-                if matches!(parent, "refiner" | "scheduler") && !child.is_empty() { child } else { parent };
+            let is_message = matches!(parent, "refiner" | "scheduler" | "deep_cache");
+            let name = if is_message && !child.is_empty() { child } else { parent };
             format!("--{}", name.replace('_', "-"))
         }
     }

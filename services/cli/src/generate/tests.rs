@@ -105,6 +105,18 @@ const CASES: &[Case] = &[
     ("image_format", &["--image-format", "jpeg"], |r| r.image_format = 2),
     ("image_format", &["--image-format", "webp"], |r| r.image_format = 3),
     ("quality", &["--quality", "80"], |r| r.quality = 80),
+    ("guidance_interval.start", &["--guidance-start", "0.25"], |r| {
+        r.guidance_interval = Some(v1::GuidanceInterval { start: Some(0.25), stop: None });
+    }),
+    ("guidance_interval.stop", &["--guidance-stop", "0.75"], |r| {
+        r.guidance_interval = Some(v1::GuidanceInterval { start: None, stop: Some(0.75) });
+    }),
+    ("deep_cache.cache_interval", &["--cache-interval", "3"], |r| {
+        r.deep_cache = Some(v1::DeepCache { cache_interval: 3, cache_branch_id: 0 });
+    }),
+    ("deep_cache.cache_branch_id", &["--cache-interval", "5", "--cache-branch-id", "2"], |r| {
+        r.deep_cache = Some(v1::DeepCache { cache_interval: 5, cache_branch_id: 2 });
+    }),
     ("request_id", &["--request-id", "one"], |r| r.request_id = Some("one".into())),
     ("priority", &["--priority", "interactive"], |r| r.priority = 1),
     ("priority", &["--priority", "batch"], |r| r.priority = 2),
@@ -131,7 +143,10 @@ fn fields() -> Vec<String> {
     let mut paths = Vec::new();
     for field in of("GenerateRequest") {
         match field.type_name() {
-            ".sdxl.v1.Scheduler" | ".sdxl.v1.Refiner" => {
+            ".sdxl.v1.Scheduler"
+            | ".sdxl.v1.Refiner"
+            | ".sdxl.v1.GuidanceInterval"
+            | ".sdxl.v1.DeepCache" => {
                 let message = field.type_name().rsplit('.').next().unwrap();
                 paths.extend(of(message).iter().map(|f| format!("{}.{}", field.name(), f.name())));
             }
@@ -146,7 +161,7 @@ fn every_field_has_a_flag_that_exists_and_sets_it() {
     let cli = Cli::command();
     let generate = cli.find_subcommand("generate").unwrap();
     let fields = fields();
-    assert!(fields.len() >= 27, "{fields:?}");
+    assert!(fields.len() >= 31, "{fields:?}");
     for field in fields.iter().filter(|f| *f != "prompt") {
         let flag = flag_of(field);
         let exists = generate.get_arguments().any(|a| a.get_long().is_some_and(|l| format!("--{l}") == flag));

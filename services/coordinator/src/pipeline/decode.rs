@@ -32,7 +32,7 @@ impl Pipeline<'_> {
                 match placing.call("sdxl.v1.VaeService/Decode", lease.replica(), call).await {
                     Ok((answer, spent)) => {
                         let work = self.latent_pixels();
-                        lease.replica().stepped(work, work, spent.on_device());
+                        lease.replica().stepped(work, work, work, spent.on_device());
                         self.promise.done(fleet.stage(), self.latent_pixels());
                         timings.push(placing.timing(Some(image_index), &spent));
                         let v1::DecodeResponse { data, media_type, width, height, .. } = answer;

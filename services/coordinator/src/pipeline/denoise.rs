@@ -32,14 +32,23 @@ struct Pass<'a> {
     image_index: u32,
     /// Steps that were done on this picture before.
     steps_before: u32,
-    /// Outstanding work that a step takes away.
-    work_per_step: u64,
+    latent_pixels: u64,
 }
 
 impl Pass<'_> {
     /// Whether nothing is lost by now, should it fail.
     fn is_first(&self) -> bool {
         self.steps_before == 0
+    }
+
+    /// Work of a step of which nothing comes from a cache.
+    fn whole_step(&self) -> u64 {
+        self.latent_pixels * if self.plan.negative.is_some() { 2 } else { 1 }
+    }
+
+    /// Outstanding work that these steps take away.
+    fn work(&self, steps: Range<u32>) -> u64 {
+        self.plan.work(steps, self.latent_pixels)
     }
 }
 
@@ -93,7 +102,7 @@ impl Going {
 
     fn work_left(&self, pass: &Pass<'_>) -> u64 {
         let done = self.checkpoint.as_ref().map_or(pass.plan.begin_step, |checkpoint| checkpoint.step);
-        u64::from(pass.plan.end_step.saturating_sub(done)) * pass.work_per_step
+        pass.work(done..pass.plan.end_step)
     }
 }
 
@@ -139,9 +148,7 @@ impl Pipeline<'_> {
         image_index: u32,
         steps_before: u32,
     ) -> Pass<'a> {
-        let evaluations = plan.evaluations() / u64::from(plan.steps().max(1));
-        let work_per_step = evaluations * self.latent_pixels();
-        Pass { fleet, plan, image_index, steps_before, work_per_step }
+        Pass { fleet, plan, image_index, steps_before, latent_pixels: self.latent_pixels() }
     }
 
     async fn denoise(
@@ -221,10 +228,12 @@ impl Pipeline<'_> {
                 Some(Event::Progress(progress)) => {
                     let done = self.done(pass, progress.step, progress.steps)?;
                     let time = convert::duration_or_zero(progress.step_time);
-                    let together = u64::from(progress.batch_evaluations) * self.latent_pixels();
-                    for _ in done.clone() {
-                        replica.stepped(pass.work_per_step, together, time);
-                        lease.done(pass.work_per_step);
+                    let together = together(&progress, pass.latent_pixels);
+                    // The time is the mean of them, and so has to be the work.
+                    let mean = pass.work(done.clone()) / u64::from(progress.steps.max(1));
+                    for step in done.clone() {
+                        replica.stepped(mean, together, pass.whole_step(), time);
+                        lease.done(pass.work(step..step + 1));
                         going.told.step(time);
                     }
                     self.tell(pass, done, lease, going);
@@ -266,8 +275,7 @@ impl Pipeline<'_> {
             warn!(%stage, "a kept checkpoint is dropped: it is of revision {}", checkpoint.revision);
             return None;
         }
-        let done = checkpoint.step - pass.plan.begin_step;
-        self.skipped(stage, pass.plan, pass.image_index, pass.steps_before, done);
+        self.skipped(stage, pass.plan, pass.image_index, pass.steps_before, checkpoint.step);
         going.next_step = checkpoint.step;
         going.first_step = checkpoint.step;
         if checkpoint.step == pass.plan.end_step {
@@ -296,7 +304,7 @@ impl Pipeline<'_> {
         }
         going.next_step = done.end;
         let stage = pass.fleet.stage();
-        self.promise.done(stage, u64::from(new) * pass.work_per_step);
+        self.promise.done(stage, pass.work(done.end - new..done.end));
         self.events.steps(new);
         let done = pass.steps_before + done.end - pass.plan.begin_step;
         self.events.progress(stage, Some(pass.image_index), done, Some(lease.replica().address()));
@@ -311,6 +319,9 @@ impl Pipeline<'_> {
         let slice = pass.plan.begin_step..=pass.plan.end_step;
         if !slice.contains(&checkpoint.step) {
             return Err(format!("checkpoint.step {} is not in {slice:?}", checkpoint.step));
+        }
+        if checkpoint.step < pass.plan.end_step && !pass.plan.kinds().is_whole(checkpoint.step) {
+            return Err(format!("checkpoint.step {} takes up what a step before it left", checkpoint.step));
         }
         let latents = checkpoint.latents.take();
         let latents = reply::tensor("checkpoint.latents", latents, &self.latents_shape(), &[DType::F32])?;
@@ -351,7 +362,26 @@ impl Pipeline<'_> {
             checkpoint_interval: self.checkpoint_interval,
             // Where nobody hears of each step, it is enough to know how far there is to go back.
             progress_interval: if self.events.tells_progress() { 1 } else { self.checkpoint_interval },
+            guidance_steps: plan
+                .guidance_steps
+                .as_ref()
+                .map(|steps| v1::StepRange { begin: steps.start, end: steps.end }),
+            deep_cache: plan.deep_cache.map(|(cache, _)| v1::DeepCache {
+                cache_interval: cache.cache_interval,
+                cache_branch_id: cache.cache_branch_id,
+            }),
         }
+    }
+}
+
+/// What a replica did in a step for all that took it together.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as casts saturate, so may this")]
+#[expect(clippy::cast_precision_loss, reason = "a picture has far fewer pixels than an f64 counts")]
+fn together(progress: &v1::DenoiseProgress, latent_pixels: u64) -> u64 {
+    if progress.batch_work > 0.0 {
+        (progress.batch_work * latent_pixels as f64).round() as u64
+    } else {
+        u64::from(progress.batch_evaluations) * latent_pixels
     }
 }
 

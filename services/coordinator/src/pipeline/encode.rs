@@ -112,7 +112,7 @@ impl Pipeline<'_> {
             let call = self.encode_on(&lease, indices);
             match placing.call("sdxl.v1.TextEncoderService/Encode", lease.replica(), call).await {
                 Ok((embeddings, spent)) => {
-                    lease.replica().stepped(texts as u64, texts as u64, spent.on_device());
+                    lease.replica().stepped(texts as u64, texts as u64, texts as u64, spent.on_device());
                     return Ok((embeddings, lease.revision().into(), placing.timing(None, &spent)));
                 }
                 Err(fault) => placing.failed(lease.replica(), fault, self.patience)?,

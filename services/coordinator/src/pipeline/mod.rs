@@ -109,9 +109,9 @@ impl<'a> Pipeline<'a> {
         texts: &Texts,
     ) -> Result<Vec<v1::StageTiming>, GenerateError> {
         if let Some(image) = self.kept.and_then(|kept| kept.image(index)) {
-            self.skipped(StageKind::BaseUnet, &self.plan.base, index, 0, self.plan.base.steps());
+            self.skipped(StageKind::BaseUnet, &self.plan.base, index, 0, self.plan.base.end_step);
             if let Some(plan) = &self.plan.refiner {
-                self.skipped(StageKind::Refiner, plan, index, self.plan.base.steps(), plan.steps());
+                self.skipped(StageKind::Refiner, plan, index, self.plan.base.steps(), plan.end_step);
             }
             self.promise.done(StageKind::Vae, self.latent_pixels());
             self.events.image(index, image).await?;
@@ -130,13 +130,13 @@ impl<'a> Pipeline<'a> {
         Ok(timings)
     }
 
-    /// The first `steps` of a stage's part of a picture were done before, by whoever had the request then.
-    fn skipped(self, stage: StageKind, plan: &DenoisePlan, image_index: u32, steps_before: u32, steps: u32) {
+    /// A stage's part of a picture was done up to the step `end` before, by whoever had the request then.
+    fn skipped(self, stage: StageKind, plan: &DenoisePlan, image_index: u32, steps_before: u32, end: u32) {
+        let steps = end - plan.begin_step;
         if steps == 0 {
             return;
         }
-        let evaluations = plan.evaluations() / u64::from(plan.steps().max(1));
-        self.promise.done(stage, u64::from(steps) * evaluations * self.latent_pixels());
+        self.promise.done(stage, plan.work(plan.begin_step..end, self.latent_pixels()));
         self.events.steps(steps);
         self.events.progress(stage, Some(image_index), steps_before + steps, None);
     }

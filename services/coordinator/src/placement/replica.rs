@@ -113,18 +113,22 @@ impl Replica {
         self.pace().heard = Instant::now();
     }
 
-    /// Its device has done `own` work of a request in a step of `time`, and so much `together` with that of others.
-    pub fn stepped(&self, own: u64, together: u64, time: Duration) {
+    /// Its device has done `own` work of a request in a step of `time`, and so much `together` with that of others. The request's
+    /// steps are `whole` work where nothing of them comes from a cache.
+    pub fn stepped(&self, own: u64, together: u64, whole: u64, time: Duration) {
         let seconds = time.as_secs_f64();
         let mut pace = self.pace();
         pace.heard = Instant::now();
         if seconds > 0.0 {
-            let mean = |old: Option<f64>, new: f64| Some(old.map_or(new, |old| old + NEWEST * (new - old)));
-            pace.step = mean(pace.step, seconds);
+            let mean = |old: Option<f64>, new: f64, weight: f64| {
+                Some(old.map_or(new, |old| old + NEWEST * weight * (new - old)))
+            };
             #[expect(clippy::cast_precision_loss, reason = "a mean of many")]
-            let (own, together) = (own.max(1) as f64, together as f64);
-            pace.speed = mean(pace.speed, together / seconds);
-            pace.unit = mean(pace.unit, seconds / own);
+            let [own, together, whole] = [own.max(1), together.max(1), whole.max(1)].map(|work| work as f64);
+            // A step that comes from a cache says how long a whole one takes, and little of what a unit takes beside others.
+            pace.step = mean(pace.step, seconds * (whole / together).max(1.0), 1.0);
+            pace.speed = mean(pace.speed, together / seconds, 1.0);
+            pace.unit = mean(pace.unit, seconds / own, (own / whole).min(1.0));
         }
     }
 
@@ -220,15 +224,33 @@ mod tests {
     async fn a_replica_is_known_by_its_steps() {
         let replica = Replica::new(here(), Duration::from_secs(1), None).unwrap();
         assert_eq!((replica.speed(), replica.longest_step()), (None, None));
-        replica.stepped(25, 100, Duration::from_secs(1));
+        replica.stepped(25, 100, 25, Duration::from_secs(1));
         assert_eq!((replica.speed(), replica.longest_step()), (Some(100.0), Some(Duration::from_secs(8))));
         // A step without a time says nothing.
-        replica.stepped(25, 100, Duration::ZERO);
+        replica.stepped(25, 100, 25, Duration::ZERO);
         assert_eq!((replica.speed(), replica.unit()), (Some(100.0), Some(0.04)));
         for _ in 0..200 {
-            replica.stepped(1, 1, Duration::from_millis(10));
+            replica.stepped(1, 1, 1, Duration::from_millis(10));
         }
         assert_eq!(replica.longest_step(), Some(SHORTEST_HANG));
+    }
+
+    #[tokio::test]
+    async fn steps_from_a_cache_do_not_make_whole_ones_look_like_hanging() {
+        let replica = Replica::new(here(), Duration::from_secs(1), None).unwrap();
+        for _ in 0..20 {
+            replica.stepped(100, 100, 100, Duration::from_secs(10));
+            for _ in 0..19 {
+                replica.stepped(5, 5, 100, Duration::from_millis(600));
+            }
+        }
+        assert!(replica.longest_step() > Some(Duration::from_secs(80)), "{:?}", replica.longest_step());
+        assert!((0.1..0.13).contains(&replica.unit().unwrap()), "{:?}", replica.unit());
+        // Beside another's whole step it takes that one's time.
+        let before = replica.unit().unwrap();
+        replica.stepped(5, 105, 100, Duration::from_secs(10));
+        assert!(replica.longest_step() < Some(Duration::from_secs(120)), "{:?}", replica.longest_step());
+        assert!(replica.unit().unwrap() < 1.2 * before, "{:?}", replica.unit());
     }
 
     #[tokio::test]

@@ -132,6 +132,7 @@ fn details(stage: StageKind) -> Details {
             ..SchedulerConfig::new(SchedulerKind::Euler)
         },
         training_buckets: vec![Size::new(128, 128), Size::new(96, 160)],
+        cache_branch_costs: vec![0.25, 0.5],
     };
     match stage {
         StageKind::TextEncoder => Details::TextEncoder(v1::TextEncoderDetails {
@@ -401,6 +402,7 @@ async fn steps(
                 batch_evaluations: 1,
                 // As those say that know of single steps only.
                 steps: if script.together { std::mem::take(&mut untold) } else { 0 },
+                batch_work: 0.0,
             }))
             .await;
         }

@@ -94,6 +94,32 @@ async fn an_absent_negative_prompt_is_zeros_and_no_guidance_is_no_negative() {
 }
 
 #[tokio::test]
+async fn approximations_reach_the_denoisers_as_steps() {
+    let cluster = Cluster::start(Layout::with_refiner()).await;
+    let request = GenerateRequest {
+        guidance_interval: Some(v1::GuidanceInterval { start: Some(0.25), stop: Some(0.75) }),
+        deep_cache: Some(v1::DeepCache { cache_interval: 0, cache_branch_id: 1 }),
+        ..refined(Mode::DenoisingSplit(0.8))
+    };
+    cluster.generate(request).await.unwrap();
+    let (base, refiner) = (denoised(&cluster.base_unet[0]), denoised(&cluster.refiner[0]));
+    let deep_cache = Some(v1::DeepCache { cache_interval: 3, cache_branch_id: 1 });
+    for sent in base.iter().chain(&refiner) {
+        assert_eq!(sent.guidance_steps, Some(v1::StepRange { begin: 2, end: 7 }));
+        assert_eq!(sent.deep_cache, deep_cache);
+    }
+    // The refiner's steps are 8 and 9: it has nothing to guide.
+    assert_eq!(
+        (base[0].negative_conditioning.is_some(), refiner[0].negative_conditioning.is_some()),
+        (true, false)
+    );
+
+    cluster.generate(cat()).await.unwrap();
+    let plain = &denoised(&cluster.base_unet[0])[1];
+    assert_eq!((plain.guidance_steps, plain.deep_cache), (None, None));
+}
+
+#[tokio::test]
 async fn a_split_hands_the_latents_on_as_they_are() {
     let cluster = Cluster::start(Layout::with_refiner()).await;
     let answer = cluster.generate(refined(Mode::DenoisingSplit(0.8))).await.unwrap();

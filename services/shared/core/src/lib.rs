@@ -9,12 +9,16 @@ pub mod schedule;
 pub mod scheduler;
 pub mod size;
 pub mod speed;
+pub mod steps;
 pub mod tenant;
 
 pub use error::{Classify, ErrorClass, FieldViolation, Violations};
 pub use model::{Conditioner, ConditionerInfo, DenoiserInfo, ModelInfo, StageKind, VaeInfo};
 pub use plan::{ConditioningPlan, DenoisePlan, Plan, PlanError, Start, TextPlan};
-pub use request::{GenerateRequest, ImageFormat, RefinerMode, RefinerRequest, SchedulerRequest};
+pub use request::{
+    DeepCacheRequest, GenerateRequest, GuidanceInterval, ImageFormat, RefinerMode, RefinerRequest,
+    SchedulerRequest,
+};
 pub use schedule::{Schedule, ScheduleError, StepCoefficients};
 pub use scheduler::{
     BetaSchedule, FinalSigmas, PredictionType, SchedulerConfig, SchedulerConfigError, SchedulerKind,
@@ -22,4 +26,5 @@ pub use scheduler::{
 };
 pub use size::{CropCoords, Size};
 pub use speed::StepTimes;
+pub use steps::{DeepCache, StepKinds};
 pub use tenant::{FIRST_SHARE, Priority, Tenant};

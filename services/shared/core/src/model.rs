@@ -89,6 +89,9 @@ pub struct DenoiserInfo {
     pub scheduler: SchedulerConfig,
     /// The checkpoint's own list of training sizes; may be empty.
     pub training_buckets: Vec<Size>,
+    /// By `cache_branch_id`, what an evaluation from the cache costs of a whole one, 0 to 1; empty for a denoiser that
+    /// caches nothing.
+    pub cache_branch_costs: Vec<f32>,
 }
 
 /// The VAE stage.

@@ -5,12 +5,14 @@ mod validate;
 
 use crate::{
     error::{Classify, ErrorClass, FieldViolation, Violations},
-    model::{Conditioner, ModelInfo},
-    request::{GenerateRequest, ImageFormat, RefinerMode, SchedulerRequest},
+    model::{Conditioner, DenoiserInfo, ModelInfo},
+    request::{GenerateRequest, GuidanceInterval, ImageFormat, RefinerMode},
     schedule::Schedule,
     scheduler::SchedulerConfig,
     size::{CropCoords, Size},
+    steps::{DeepCache, StepKinds},
 };
+use std::ops::Range;
 use thiserror::Error;
 
 /// The most pictures in one request.
@@ -21,6 +23,10 @@ pub const MAX_STEPS: u32 = 1000;
 pub const DEFAULT_STEPS: u32 = 50;
 /// `guidance_scale` where a request names none, as in diffusers.
 pub const DEFAULT_GUIDANCE_SCALE: f32 = 5.0;
+/// `cache_interval` where step caching is asked for and none is named, as in DeepCache's examples.
+pub const DEFAULT_CACHE_INTERVAL: u32 = 3;
+/// The greatest `cache_interval`, the greatest that its authors tried.
+pub const MAX_CACHE_INTERVAL: u32 = 20;
 /// The longest prompt in bytes. 77 tokens are far less.
 pub const MAX_PROMPT_BYTES: usize = 32 * 1024;
 
@@ -107,9 +113,13 @@ pub struct DenoisePlan {
     pub guidance_scale: f32,
     /// 0 for none.
     pub guidance_rescale: f32,
+    /// The steps with guidance, where it does not go over the whole schedule.
+    pub guidance_steps: Option<Range<u32>>,
+    /// Step caching, and what an evaluation from the cache costs of a whole one.
+    pub deep_cache: Option<(DeepCache, f32)>,
     /// The prompt's half.
     pub positive: ConditioningPlan,
-    /// The negative half; present where guidance is on.
+    /// The negative half; present where guidance is on in any step that runs.
     pub negative: Option<ConditioningPlan>,
 }
 
@@ -120,10 +130,40 @@ impl DenoisePlan {
         self.end_step - self.begin_step
     }
 
-    /// Network evaluations a picture: what a replica's work is counted in.
+    /// How each step is done.
     #[must_use]
-    pub fn evaluations(&self) -> u64 {
-        u64::from(self.steps()) * if self.negative.is_some() { 2 } else { 1 }
+    pub fn kinds(&self) -> StepKinds {
+        let guided = match (&self.negative, &self.guidance_steps) {
+            (None, _) => 0..0,
+            (Some(_), None) => 0..u32::MAX,
+            (Some(_), Some(steps)) => steps.clone(),
+        };
+        let deep_cache = self.deep_cache.map(|(cache, _)| cache);
+        StepKinds { begin_step: self.begin_step, guided, deep_cache }
+    }
+
+    /// What a replica's work is counted in: evaluations of the network in `steps`, one from the cache as the part of it that
+    /// is computed, times `latent_pixels`. Each step is rounded by itself, so that parts come to the whole.
+    #[must_use]
+    pub fn work(&self, steps: Range<u32>, latent_pixels: u64) -> u64 {
+        let kinds = self.kinds();
+        let Some((_, cached)) = self.deep_cache else {
+            return steps.map(|step| u64::from(kinds.evaluations(step)) * latent_pixels).sum();
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a picture has far fewer pixels than an f64 counts"
+        )]
+        let of_a_step = |step| (kinds.cost(step, cached) * latent_pixels as f64).round() as u64;
+        steps.map(of_a_step).sum()
+    }
+
+    /// [`DenoisePlan::work`] of all its steps.
+    #[must_use]
+    pub fn whole_work(&self, latent_pixels: u64) -> u64 {
+        self.work(self.begin_step..self.end_step, latent_pixels)
     }
 }
 
@@ -177,11 +217,13 @@ impl Plan {
 
         let size = size_of(request, model);
         let mut texts = Vec::new();
-        let base = base.into_plan(request, conditioning::base(request, model, size, &mut texts));
+        let halves = conditioning::base(request, model, size, base.is_guided(request), &mut texts);
+        let base = base.into_plan(request, &model.base, halves);
         let refiner = match (refiner, &model.refiner) {
             (Some(slice), Some((conditioner, info))) => {
-                let halves = conditioning::refiner(request, conditioner, info, size, &mut texts);
-                Some(slice.into_plan(request, halves))
+                let guided = slice.is_guided(request);
+                let halves = conditioning::refiner(request, (conditioner, info), size, guided, &mut texts);
+                Some(slice.into_plan(request, info, halves))
             }
             _ => None,
         };
@@ -212,8 +254,13 @@ impl Plan {
         violations: &mut Violations,
     ) -> Option<(Slice, Option<Slice>)> {
         let steps = or_default(request.num_inference_steps, DEFAULT_STEPS);
-        let base =
-            Slice::whole(&model.base.scheduler, request.scheduler, steps, "num_inference_steps", violations);
+        let base = Slice::whole(&model.base.scheduler, request, steps, "num_inference_steps", violations);
+        if let (Some((base, schedule)), Some(interval)) = (&base, request.guidance_interval)
+            && base.guidance_steps.as_ref().is_some_and(Range::is_empty)
+        {
+            let ([start, stop], steps) = (interval.ends(), schedule.len());
+            violations.push("guidance_interval", format!("{start}..{stop} of {steps} steps holds no step"));
+        }
         let (Some(refiner), Some((_, info))) = (&request.refiner, &model.refiner) else {
             return base.map(|(slice, _)| (slice, None));
         };
@@ -223,7 +270,7 @@ impl Plan {
             "refiner.num_inference_steps"
         };
         let steps = or_default(refiner.num_inference_steps, steps);
-        let second = Slice::whole(&info.scheduler, request.scheduler, steps, field, violations);
+        let second = Slice::whole(&info.scheduler, request, steps, field, violations);
         let ((mut base, base_schedule), (mut second, schedule)) = (base?, second?);
         match refiner.mode.filter(RefinerMode::is_fraction)? {
             RefinerMode::DenoisingSplit(split) => {
@@ -252,6 +299,7 @@ impl Plan {
 struct Slice {
     scheduler: SchedulerConfig,
     num_inference_steps: u32,
+    guidance_steps: Option<Range<u32>>,
     begin_step: u32,
     end_step: u32,
     start: Start,
@@ -261,13 +309,13 @@ impl Slice {
     /// The whole of a schedule: the checkpoint's with the request's changes.
     fn whole(
         config: &SchedulerConfig,
-        request: Option<SchedulerRequest>,
+        request: &GenerateRequest,
         num_inference_steps: u32,
         field: &str,
         violations: &mut Violations,
     ) -> Option<(Self, Schedule)> {
         let mut config = config.clone();
-        if let Some(wanted) = request {
+        if let Some(wanted) = request.scheduler {
             config.kind = wanted.kind.unwrap_or(config.kind);
             config.timestep_spacing = wanted.timestep_spacing.or(config.timestep_spacing);
             config.use_karras_sigmas = wanted.use_karras_sigmas.or(config.use_karras_sigmas);
@@ -275,11 +323,13 @@ impl Slice {
         if num_inference_steps > MAX_STEPS {
             return None; // already noted
         }
+        let interval = request.guidance_interval.filter(GuidanceInterval::is_one);
         match Schedule::new(&config, num_inference_steps) {
             Ok(schedule) => Some((
                 Self {
                     scheduler: config,
                     num_inference_steps,
+                    guidance_steps: interval.map(|interval| guidance_steps(interval, &schedule)),
                     begin_step: 0,
                     end_step: count(schedule.len()),
                     start: Start::Noise,
@@ -293,8 +343,26 @@ impl Slice {
         }
     }
 
-    fn into_plan(self, request: &GenerateRequest, halves: conditioning::Halves) -> DenoisePlan {
+    /// Whether guidance is on in any of its steps.
+    fn is_guided(&self, request: &GenerateRequest) -> bool {
+        let steps = self.guidance_steps.clone().unwrap_or(0..u32::MAX);
+        guidance_scale(request) > 1.0 && steps.start.max(self.begin_step) < steps.end.min(self.end_step)
+    }
+
+    fn into_plan(
+        self,
+        request: &GenerateRequest,
+        info: &DenoiserInfo,
+        halves: conditioning::Halves,
+    ) -> DenoisePlan {
+        let cache = request.deep_cache.map(|wanted| DeepCache {
+            cache_interval: or_default(wanted.cache_interval, DEFAULT_CACHE_INTERVAL),
+            cache_branch_id: wanted.cache_branch_id,
+        });
+        let cost = |cache: &DeepCache| info.cache_branch_costs.get(cache.cache_branch_id as usize).copied();
         DenoisePlan {
+            guidance_steps: self.guidance_steps,
+            deep_cache: cache.map(|cache| (cache, cost(&cache).unwrap_or(1.0))),
             scheduler: self.scheduler,
             num_inference_steps: self.num_inference_steps,
             begin_step: self.begin_step,
@@ -306,6 +374,12 @@ impl Slice {
             negative: halves.negative,
         }
     }
+}
+
+/// The steps of a guidance interval as diffusers counts them.
+fn guidance_steps(interval: GuidanceInterval, schedule: &Schedule) -> Range<u32> {
+    let [start, stop] = interval.ends().map(|part| count(schedule.step_at(as_written(part))));
+    start..stop
 }
 
 /// The request's size, or the model's default side by side.

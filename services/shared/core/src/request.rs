@@ -57,6 +57,43 @@ pub struct GenerateRequest {
     pub priority: Priority,
     /// What the caller calls it, so that it is done once.
     pub request_id: Option<String>,
+    /// Where in the schedule guidance is on.
+    pub guidance_interval: Option<GuidanceInterval>,
+    /// Step caching.
+    pub deep_cache: Option<DeepCacheRequest>,
+}
+
+/// The part of the schedule with guidance, as fractions of its steps: those of diffusers' `ClassifierFreeGuidance`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GuidanceInterval {
+    /// 0.0 where absent.
+    pub start: Option<f32>,
+    /// 1.0 where absent.
+    pub stop: Option<f32>,
+}
+
+impl GuidanceInterval {
+    /// Start and stop, or their defaults.
+    #[must_use]
+    pub fn ends(&self) -> [f32; 2] {
+        [self.start.unwrap_or(0.0), self.stop.unwrap_or(1.0)]
+    }
+
+    /// Whether it lies within the schedule and begins before it ends, as it must.
+    #[must_use]
+    pub fn is_one(&self) -> bool {
+        let [start, stop] = self.ends();
+        0.0 <= start && start < stop && stop <= 1.0
+    }
+}
+
+/// Step caching as `DeepCacheSDHelper.set_params` has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeepCacheRequest {
+    /// 0 for 3.
+    pub cache_interval: u32,
+    /// The outermost where it is 0.
+    pub cache_branch_id: u32,
 }
 
 /// What of the checkpoint's scheduler is replaced.

@@ -7,10 +7,10 @@ use std::{collections::BTreeMap, time::Duration};
 const NEWEST: f64 = 0.2;
 
 /// Times of steps by the pictures' size and by how often the network is evaluated in the step (twice for each guided
-/// picture), as running means.
+/// picture, and in part where the rest comes from a cache), as running means.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepTimes {
-    /// Seconds by evaluations, by height and width.
+    /// Seconds by thousandths of an evaluation, by height and width.
     known: BTreeMap<(u32, u32), BTreeMap<u32, f64>>,
 }
 
@@ -22,11 +22,11 @@ impl StepTimes {
     }
 
     /// A step of `evaluations` at `size` took `time`.
-    pub fn observe(&mut self, size: Size, evaluations: u32, time: Duration) {
+    pub fn observe(&mut self, size: Size, evaluations: f64, time: Duration) {
         let seconds = time.as_secs_f64();
         let of_size = self.known.entry((size.height, size.width)).or_default();
         of_size
-            .entry(evaluations.max(1))
+            .entry(thousandths(evaluations))
             .and_modify(|mean| *mean += NEWEST * (seconds - *mean))
             .or_insert(seconds);
     }
@@ -34,8 +34,8 @@ impl StepTimes {
     /// How long a step of `evaluations` at `size` takes: as it was seen, or between what was seen of that size; else as
     /// at the size next to it in area, in proportion. `None` while nothing is known.
     #[must_use]
-    pub fn estimate(&self, size: Size, evaluations: u32) -> Option<Duration> {
-        let evaluations = evaluations.max(1);
+    pub fn estimate(&self, size: Size, evaluations: f64) -> Option<Duration> {
+        let evaluations = thousandths(evaluations);
         let seconds = match self.known.get(&(size.height, size.width)) {
             Some(of_size) => between(of_size, evaluations)?,
             None => {
@@ -55,9 +55,19 @@ impl StepTimes {
 
     /// Whether a step of `evaluations` at `size` has been seen.
     #[must_use]
-    pub fn knows(&self, size: Size, evaluations: u32) -> bool {
+    pub fn knows(&self, size: Size, evaluations: f64) -> bool {
+        let evaluations = thousandths(evaluations);
         self.known.get(&(size.height, size.width)).is_some_and(|of_size| of_size.contains_key(&evaluations))
     }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "as casts saturate, so does this"
+)]
+fn thousandths(evaluations: f64) -> u32 {
+    ((evaluations * 1000.0).round() as u32).max(1)
 }
 
 /// Linear between the numbers of evaluations that were seen; beyond the largest in proportion, below the smallest as
@@ -79,7 +89,7 @@ fn between(of_size: &BTreeMap<u32, f64>, evaluations: u32) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn seconds(times: &StepTimes, side: u32, evaluations: u32) -> f64 {
+    fn seconds(times: &StepTimes, side: u32, evaluations: f64) -> f64 {
         times.estimate(Size::new(side, side), evaluations).unwrap().as_secs_f64()
     }
 
@@ -87,27 +97,27 @@ mod tests {
     fn what_was_seen_is_told_and_follows_changes() {
         let mut times = StepTimes::new();
         let size = Size::new(64, 64);
-        assert_eq!(times.estimate(size, 2), None);
-        times.observe(size, 2, Duration::from_secs(10));
-        assert!((seconds(&times, 64, 2) - 10.0).abs() < 1e-9);
-        assert!(times.knows(size, 2) && !times.knows(size, 4) && !times.knows(Size::new(64, 72), 2));
+        assert_eq!(times.estimate(size, 2.0), None);
+        times.observe(size, 2.0, Duration::from_secs(10));
+        assert!((seconds(&times, 64, 2.0) - 10.0).abs() < 1e-9);
+        assert!(times.knows(size, 2.0) && !times.knows(size, 4.0) && !times.knows(Size::new(64, 72), 2.0));
         for _ in 0..50 {
-            times.observe(size, 2, Duration::from_secs(20));
+            times.observe(size, 2.0, Duration::from_secs(20));
         }
-        assert!((seconds(&times, 64, 2) - 20.0).abs() < 0.01);
+        assert!((seconds(&times, 64, 2.0) - 20.0).abs() < 0.01);
     }
 
     #[test]
     fn what_was_not_seen_follows_from_what_was() {
         let mut times = StepTimes::new();
-        times.observe(Size::new(64, 64), 2, Duration::from_secs(3));
-        times.observe(Size::new(64, 64), 8, Duration::from_secs(6));
-        for (evaluations, expected) in [(1, 3.0), (4, 4.0), (16, 12.0)] {
+        times.observe(Size::new(64, 64), 2.0, Duration::from_secs(3));
+        times.observe(Size::new(64, 64), 8.0, Duration::from_secs(6));
+        for (evaluations, expected) in [(0.25, 3.0), (1.0, 3.0), (4.0, 4.0), (16.0, 12.0)] {
             assert!((seconds(&times, 64, evaluations) - expected).abs() < 1e-9, "{evaluations}");
         }
         // Four times the area, from the size that is nearest to it.
-        assert!((seconds(&times, 128, 2) - 12.0).abs() < 1e-9);
-        times.observe(Size::new(192, 192), 2, Duration::from_secs(18));
-        assert!((seconds(&times, 128, 2) - 8.0).abs() < 1e-9);
+        assert!((seconds(&times, 128, 2.0) - 12.0).abs() < 1e-9);
+        times.observe(Size::new(192, 192), 2.0, Duration::from_secs(18));
+        assert!((seconds(&times, 128, 2.0) - 8.0).abs() < 1e-9);
     }
 }

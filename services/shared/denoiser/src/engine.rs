@@ -1,6 +1,6 @@
 use candle_core::{DType, Device, Tensor};
 use sdxl_core::{
-    CropCoords, DenoiserInfo, Schedule, Size,
+    CropCoords, DenoiserInfo, Schedule, Size, StepKinds,
     size::{MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE},
 };
 use sdxl_models::{
@@ -13,7 +13,7 @@ use sdxl_stage::{
     BatchLimit, BatchLimits, Engine, EngineError, Step, StepOf, Work, batch,
     jobs::{Checkpoint, DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart, NUM_TOKENS, StepDone},
 };
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 
 /// So many times as long as a step may take, the first one takes only where the next does not fit either.
 const NO_DOUBT: f64 = 5.0;
@@ -34,6 +34,9 @@ pub struct DenoiserEngine {
 pub struct DenoiserRun {
     run: DenoiseRun,
     size: Size,
+    kinds: StepKinds,
+    /// What an evaluation from the cache costs of a whole one.
+    cached: f32,
     checkpoint_interval: u32,
     /// Where the network is asked in each step of the whole schedule.
     timesteps: Vec<f32>,
@@ -67,7 +70,8 @@ impl DenoiserEngine {
 
     fn inputs(&self, job: DenoiseJob, schedule: Schedule) -> candle_core::Result<DenoiseInputs> {
         let [_, height, width] = job.latents_shape(&self.info);
-        let guided = job.guidance_scale > 1.0;
+        let kinds = job.kinds();
+        let guided = !kinds.guided.is_empty();
         let steps = job.first_step() as usize..job.end_step as usize;
         Ok(DenoiseInputs {
             schedule,
@@ -88,6 +92,7 @@ impl DenoiserEngine {
                 .map(|half| self.conditioning(half))
                 .transpose()?,
             guidance: Guidance { scale: job.guidance_scale, rescale: job.guidance_rescale },
+            kinds,
         })
     }
 
@@ -113,6 +118,8 @@ impl DenoiserEngine {
             negative_conditioning: Some(conditioning),
             start: DenoiseStart::Noise { seed: 0 },
             checkpoint_interval: 0,
+            guidance_steps: None,
+            deep_cache: None,
         }
     }
 
@@ -133,6 +140,15 @@ impl DenoiserEngine {
             }
         }
         Ok(best)
+    }
+}
+
+impl DenoiserRun {
+    /// Its steps to come.
+    fn ahead(&self) -> Range<u32> {
+        let Range { start, end } = self.run.remaining();
+        let step = |step: usize| u32::try_from(step).unwrap_or(u32::MAX);
+        step(start)..step(end)
     }
 }
 
@@ -170,6 +186,7 @@ impl Engine for DenoiserEngine {
         let schedule = job.check(&self.info, &self.revision)?;
         let timesteps = (0..schedule.len()).map(|i| schedule.timestep(i)).collect();
         let (first, size, checkpoint_interval) = (job.first_step(), job.size, job.checkpoint_interval);
+        let (kinds, cached) = (job.kinds(), job.cached_cost(&self.info));
         let inputs = self.inputs(job, schedule).map_err(EngineError::failed)?;
         let run = DenoiseRun::new(&self.unet, inputs).map_err(|error| match error {
             ModelError::NonFinite { what, step: None } => {
@@ -177,16 +194,11 @@ impl Engine for DenoiserEngine {
             }
             other => failed(other),
         })?;
-        Ok(DenoiserRun { run, size, checkpoint_interval, timesteps })
+        Ok(DenoiserRun { run, size, kinds, cached, checkpoint_interval, timesteps })
     }
 
     fn work(&self, run: &DenoiserRun) -> Work {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Work {
-            size: run.size,
-            evaluations: count(run.run.evaluations()),
-            steps: count(run.run.remaining().len()),
-        }
+        Work::of_steps(run.size, &run.kinds, run.ahead(), run.cached)
     }
 
     fn max_batch(&self, size: Size) -> usize {
@@ -195,8 +207,9 @@ impl Engine for DenoiserEngine {
 
     fn advance(&mut self, runs: &mut [&mut DenoiserRun]) -> Vec<Result<StepOf<Self>, EngineError>> {
         let started = Instant::now();
-        let going = runs.iter().filter(|run| !run.run.is_done());
-        let batch_evaluations = going.map(|run| self.work(run).evaluations).sum();
+        let going: Vec<_> = runs.iter().filter(|run| !run.run.is_done()).collect();
+        let batch_evaluations = going.iter().map(|run| run.kinds.evaluations(run.ahead().start)).sum();
+        let batch_work = going.iter().map(|run| self.work(run).evaluations).sum();
         let mut inner: Vec<_> = runs.iter_mut().map(|run| &mut run.run).collect();
         let steps = match denoise::step_together(&self.unet, &mut inner) {
             Ok(steps) => steps,
@@ -213,24 +226,24 @@ impl Engine for DenoiserEngine {
             };
             let timestep = run.timesteps.get(step).copied().unwrap_or_default();
             let step = u32::try_from(step).map_err(EngineError::failed)?;
-            let done = StepDone { step, timestep, step_time, batch_evaluations };
+            let done = StepDone { step, timestep, step_time, batch_evaluations, batch_work };
             Ok(Step::Continue(DenoiseEvent::Step(done)))
         };
         runs.iter().zip(steps).map(tell).collect()
     }
 
     fn checkpoint(&mut self, run: &DenoiserRun, now: bool) -> Result<Option<DenoiseEvent>, EngineError> {
-        let step = run.run.remaining().start;
-        let interval = run.checkpoint_interval as usize;
+        let interval = run.checkpoint_interval;
         // After the last step comes the result itself.
-        let is_due = interval > 0 && (now || step.is_multiple_of(interval) && !run.run.is_done());
-        if !is_due {
+        let is_due = || run.kinds.is_checkpoint(run.ahead().start, interval) && !run.run.is_done();
+        if interval == 0 || !now && !is_due() {
             return Ok(None);
         }
+        let (step, latents) = run.run.resumable().map_err(failed)?;
         Ok(Some(DenoiseEvent::Checkpoint(Checkpoint {
             revision: self.revision.clone(),
             step: u32::try_from(step).map_err(EngineError::failed)?,
-            latents: run.run.latents().map_err(failed)?,
+            latents,
         })))
     }
 }

@@ -110,5 +110,6 @@ fn describe(dir: &PipelineDir, config: &UnetConfig) -> anyhow::Result<DenoiserIn
         pooled_projection_dim: count(config.pooled_projection_dim(requires_aesthetics_score))?,
         scheduler: dir.scheduler_config()?,
         training_buckets: dir.training_buckets()?.unwrap_or_default(),
+        cache_branch_costs: config.cache_branch_costs(),
     })
 }

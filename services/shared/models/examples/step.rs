@@ -36,7 +36,7 @@ fn main() {
     let sample = draw(&[2, config.in_channels, side, side]);
     for _ in 0..steps {
         let began = Instant::now();
-        unet.forward_to(&sample, &[500.0, 500.0], &[&prompt]).unwrap();
+        unet.forward_to(&sample, &[500.0, 500.0], &[&prompt], &[]).unwrap();
         println!("step of 2 at {side} x {side}: {:.3} s", began.elapsed().as_secs_f64());
     }
 }

@@ -1,9 +1,12 @@
 //! The denoising loop, one step at a time, so that whoever owns the device can do other work between steps.
 
-use std::ops::Range;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use candle_core::{DType, IndexOp, Tensor};
-use sdxl_core::{CropCoords, Schedule, Size};
+use sdxl_core::{CropCoords, Schedule, Size, StepKinds};
 
 use crate::{
     ModelError, finite,
@@ -99,6 +102,8 @@ pub struct DenoiseInputs {
     pub negative: Option<Conditioning>,
     /// How the halves combine.
     pub guidance: Guidance,
+    /// How each step is done; without a negative half none is guided.
+    pub kinds: StepKinds,
 }
 
 /// A picture being denoised: everything between two steps.
@@ -107,46 +112,56 @@ pub struct DenoiseRun {
     schedule: Schedule,
     steps: Range<usize>,
     guidance: Guidance,
+    kinds: StepKinds,
     /// `[1, C, h, w]`, f32.
     latents: Tensor,
-    /// Whether there is a negative half.
-    negative: bool,
-    /// Negative and positive, or positive alone.
-    prompt: Prompt,
+    positive: Prompt,
+    negative: Option<Prompt>,
+    /// Of the last step that was computed whole, where steps are cached: its place, its latents as here, and what its inner
+    /// layers made.
+    whole: Option<Whole>,
+}
+
+#[derive(Clone, Debug)]
+struct Whole {
+    step: usize,
+    latents: Tensor,
+    features: Tensor,
 }
 
 impl DenoiseRun {
     /// Puts latents and conditioning on the network's device.
     ///
     /// # Errors
-    /// Steps outside the schedule, a shape that does not fit the network, or latents with NaN or infinity.
+    /// Steps outside the schedule or that begin where a cache is needed, a shape that does not fit the network, or latents with
+    /// NaN or infinity.
     pub fn new(unet: &Unet, inputs: DenoiseInputs) -> Result<Self, ModelError> {
-        let DenoiseInputs { schedule, steps, start, positive, negative, guidance } = inputs;
+        let DenoiseInputs { schedule, steps, start, positive, negative, guidance, mut kinds } = inputs;
         if steps.start > steps.end || steps.end > schedule.len() {
             let (found, expected) =
                 (vec![steps.start, steps.end], format!("steps within 0..{}", schedule.len()));
             return Err(ModelError::InvalidInput { what: "steps", found, expected });
         }
+        if negative.is_none() {
+            kinds.guided = 0..0;
+        }
+        if !steps.is_empty() && !kinds.is_whole(index(steps.start)) {
+            let (found, expected) = (vec![steps.start], "a step that is computed whole".to_owned());
+            return Err(ModelError::InvalidInput { what: "steps", found, expected });
+        }
         let latents = begin(unet, &schedule, steps.start, &start)?;
-        let halves: Vec<_> = negative.iter().chain([&positive]).collect();
-        let stack = |name, of: &dyn Fn(&Conditioning) -> Tensor| stack(name, unet, &halves, of);
-        let ids = |half: &Conditioning| {
-            let ids = half.time_ids.as_slice();
-            Tensor::from_slice(ids, ids.len(), unet.device())
-        };
-        let time_ids = halves.iter().map(|half| ids(half)).collect::<candle_core::Result<Vec<_>>>()?;
-        let prompt_embeds = stack("prompt_embeds", &|half| half.prompt_embeds.clone())?;
-        let added = AddedConditioning {
-            text_embeds: stack("pooled_prompt_embeds", &|half| half.pooled_prompt_embeds.clone())?,
-            time_ids: Tensor::stack(&time_ids, 0)?,
-        };
+        if let Some(negative) = &negative {
+            alike("prompt_embeds", &negative.prompt_embeds, &positive.prompt_embeds)?;
+        }
         Ok(Self {
-            prompt: unet.prompt(&prompt_embeds, &added)?,
-            negative: negative.is_some(),
+            positive: prompt(unet, &positive)?,
+            negative: negative.map(|negative| prompt(unet, &negative)).transpose()?,
             schedule,
             steps,
             guidance,
+            kinds,
             latents,
+            whole: None,
         })
     }
 
@@ -178,22 +193,46 @@ impl DenoiseRun {
         step_together(unet, &mut [self])?.pop().unwrap_or(Ok(None))
     }
 
-    /// How often the network is evaluated in a step: twice with guidance.
-    #[must_use]
-    pub fn evaluations(&self) -> usize {
-        if self.negative { 2 } else { 1 }
+    /// Where another run of the same request can go on from: the next step with the latents before it, or the last that was
+    /// computed whole with its own. Latents are `[C, h, w]` in f32.
+    ///
+    /// # Errors
+    /// A failed computation.
+    pub fn resumable(&self) -> Result<(usize, Tensor), ModelError> {
+        match &self.whole {
+            Some(whole) if !self.is_done() && !self.kinds.is_whole(index(self.steps.start)) => {
+                Ok((whole.step, whole.latents.squeeze(0)?))
+            }
+            _ => Ok((self.steps.start, self.latents()?)),
+        }
+    }
+
+    /// How often the network is evaluated in step `i`.
+    fn evaluations(&self, i: usize) -> usize {
+        self.kinds.evaluations(index(i)) as usize
     }
 
     /// The network's input in step `i`, once for each half.
     fn scaled(&self, i: usize) -> candle_core::Result<Tensor> {
         let scaled = (&self.latents * f64::from(self.schedule.input_scale(i)))?;
         let (_, channels, height, width) = scaled.dims4()?;
-        scaled.broadcast_as((self.evaluations(), channels, height, width))?.contiguous()
+        scaled.broadcast_as((self.evaluations(i), channels, height, width))?.contiguous()
+    }
+
+    /// The prompts in step `i`, negative first.
+    fn prompts(&self, i: usize) -> impl Iterator<Item = &Prompt> {
+        self.negative.iter().filter(move |_| self.kinds.is_guided(index(i))).chain([&self.positive])
+    }
+
+    /// The branch at which step `i` takes up what an earlier one left, and whether it is itself one that leaves it.
+    fn caching(&self, i: usize) -> Option<(usize, bool)> {
+        let branch = self.kinds.deep_cache?.cache_branch_id as usize;
+        Some((branch, self.kinds.is_whole(index(i))))
     }
 
     /// Takes what the network predicted in step `i` for each half.
     fn take(&mut self, i: usize, predicted: &Tensor) -> Result<(), ModelError> {
-        let predicted = match self.negative {
+        let predicted = match self.kinds.is_guided(index(i)) {
             true => &self.guidance.combine(&predicted.i(..1)?, &predicted.i(1..)?)?,
             false => predicted,
         };
@@ -202,9 +241,10 @@ impl DenoiseRun {
     }
 }
 
-/// Does the next step of each run in one call of the network and tells for each which step that was, or that all were
+/// Does the next step of each run together and tells for each which step that was, or that all were
 /// done before. The runs may be at different steps of different schedules, guided or not; their latents have one height
-/// and width. A run's latents do not depend on the others, to the last bit on the CPU.
+/// and width. A run's latents do not depend on the others, to the last bit on the CPU. The network is called once for all
+/// that compute it whole, and once for each branch at which others take up what they kept.
 ///
 /// # Errors
 /// A failed computation, which ends all runs. A run whose latents hold NaN or infinity then has an error of its own,
@@ -214,26 +254,106 @@ pub fn step_together(
     runs: &mut [&mut DenoiseRun],
 ) -> Result<Vec<Result<Option<usize>, ModelError>>, ModelError> {
     let steps: Vec<_> = runs.iter_mut().map(|run| run.steps.next()).collect();
-    let (mut inputs, mut timesteps) = (Vec::with_capacity(runs.len()), Vec::with_capacity(2 * runs.len()));
-    let mut prompts = Vec::with_capacity(runs.len());
-    for (run, i) in runs.iter().zip(&steps).filter_map(|(run, i)| Some((run, (*i)?))) {
-        inputs.push(run.scaled(i)?);
-        timesteps.extend(std::iter::repeat_n(run.schedule.timestep(i), run.evaluations()));
-        prompts.push(&run.prompt);
+    let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+    for (place, (run, i)) in runs.iter().zip(&steps).enumerate() {
+        let Some(i) = i else { continue };
+        let branch = run.caching(*i).and_then(|(branch, whole)| (!whole).then_some(branch));
+        groups.entry(branch).or_default().push(place);
     }
-    if inputs.is_empty() {
-        return Ok(runs.iter().map(|_| Ok(None)).collect());
+    let mut done: Vec<_> = runs.iter().map(|_| Ok(None)).collect();
+    for (branch, places) in groups {
+        let members: Vec<_> = places.iter().filter_map(|place| Some((*place, steps[*place]?))).collect();
+        let predicted = match branch {
+            None => evaluate_whole(unet, runs, &members)?,
+            Some(branch) => evaluate_outer(unet, runs, &members, branch)?,
+        };
+        for ((place, i), own) in members.into_iter().zip(predicted) {
+            done[place] = runs[place].take(i, &own).map(|()| Some(i));
+        }
     }
-    let predicted = unet.forward_to(&Tensor::cat(&inputs, 0)?, &timesteps, &prompts)?;
-    let predicted = predicted.to_dtype(DType::F32)?;
+    Ok(done)
+}
+
+/// What the network is given of the runs that take a step together, by run and step.
+struct Given<'a> {
+    sample: Tensor,
+    timesteps: Vec<f32>,
+    prompts: Vec<&'a Prompt>,
+    /// Items of each run.
+    evaluations: Vec<usize>,
+}
+
+impl<'a> Given<'a> {
+    fn new(runs: &'a [&mut DenoiseRun], members: &[(usize, usize)]) -> Result<Self, ModelError> {
+        let (mut inputs, mut timesteps, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut evaluations = Vec::new();
+        for (place, i) in members {
+            let (run, i) = (&*runs[*place], *i);
+            inputs.push(run.scaled(i)?);
+            timesteps.extend(std::iter::repeat_n(run.schedule.timestep(i), run.evaluations(i)));
+            prompts.extend(run.prompts(i));
+            evaluations.push(run.evaluations(i));
+        }
+        Ok(Self { sample: Tensor::cat(&inputs, 0)?, timesteps, prompts, evaluations })
+    }
+}
+
+/// The parts of `together` that are each run's.
+fn parts(together: &Tensor, evaluations: &[usize]) -> Result<Vec<Tensor>, ModelError> {
     let mut first = 0;
-    let taken = runs.iter_mut().zip(steps).map(|(run, i)| {
-        let Some(i) = i else { return Ok(None) };
-        let own = predicted.narrow(0, first, run.evaluations())?;
-        first += run.evaluations();
-        run.take(i, &own).map(|()| Some(i))
-    });
-    Ok(taken.collect())
+    let part = |count: &usize| {
+        first += count;
+        Ok(together.narrow(0, first - count, *count)?)
+    };
+    evaluations.iter().map(part).collect()
+}
+
+/// What the whole network predicts for each; what those that cache steps need later is kept.
+fn evaluate_whole(
+    unet: &Unet,
+    runs: &mut [&mut DenoiseRun],
+    members: &[(usize, usize)],
+) -> Result<Vec<Tensor>, ModelError> {
+    let given = Given::new(runs, members)?;
+    let branches: BTreeSet<_> =
+        members.iter().filter_map(|(place, i)| runs[*place].caching(*i)).map(|(branch, _)| branch).collect();
+    let branches: Vec<_> = branches.into_iter().collect();
+    let (predicted, features) =
+        unet.forward_to(&given.sample, &given.timesteps, &given.prompts, &branches)?;
+    let evaluations = given.evaluations;
+    for (branch, features) in branches.into_iter().zip(features) {
+        for ((place, i), features) in members.iter().zip(parts(&features, &evaluations)?) {
+            let run = &mut *runs[*place];
+            if run.caching(*i).is_some_and(|(own, _)| own == branch) {
+                run.whole = Some(Whole { step: *i, latents: run.latents.clone(), features });
+            }
+        }
+    }
+    parts(&predicted.to_dtype(DType::F32)?, &evaluations)
+}
+
+/// What the layers outside of `branch` predict for each from what it kept.
+fn evaluate_outer(
+    unet: &Unet,
+    runs: &mut [&mut DenoiseRun],
+    members: &[(usize, usize)],
+    branch: usize,
+) -> Result<Vec<Tensor>, ModelError> {
+    let given = Given::new(runs, members)?;
+    let kept = |(place, i): &(usize, usize)| match &runs[*place].whole {
+        Some(whole) if whole.features.dim(0)? == runs[*place].evaluations(*i) => Ok(whole.features.clone()),
+        _ => candle_core::bail!("step {i} takes up what no step before it left"),
+    };
+    let features = members.iter().map(kept).collect::<candle_core::Result<Vec<_>>>()?;
+    let features = Tensor::cat(&features, 0)?;
+    let Given { sample, timesteps, prompts, evaluations } = given;
+    let predicted = unet.forward_outer(&sample, &timesteps, &prompts, (branch, &features))?;
+    parts(&predicted.to_dtype(DType::F32)?, &evaluations)
+}
+
+/// A step's place; a schedule has at most 1001.
+fn index(step: usize) -> u32 {
+    u32::try_from(step).unwrap_or(u32::MAX)
 }
 
 /// The latents of the first step, `[1, C, h, w]` in f32 on the network's device.
@@ -277,21 +397,24 @@ fn draw(
     Tensor::from_vec(generator.randn(channels * height * width), (1, channels, height, width), unet.device())
 }
 
-/// One tensor of each half, stacked on the network's device in its type.
-fn stack(
-    what: &'static str,
-    unet: &Unet,
-    halves: &[&Conditioning],
-    of: &dyn Fn(&Conditioning) -> Tensor,
-) -> Result<Tensor, ModelError> {
-    let tensors: Vec<_> = halves.iter().map(|half| of(half)).collect();
-    if let [first, second] = tensors.as_slice()
-        && first.dims() != second.dims()
-    {
-        let (found, expected) = (first.dims().to_vec(), format!("the positive's {:?}", second.dims()));
-        return Err(ModelError::InvalidInput { what, found, expected });
+/// What one half comes to inside the network.
+fn prompt(unet: &Unet, half: &Conditioning) -> Result<Prompt, ModelError> {
+    let put = |tensor: &Tensor| tensor.unsqueeze(0)?.to_device(unet.device())?.to_dtype(unet.dtype());
+    let ids = half.time_ids.as_slice();
+    let added = AddedConditioning {
+        text_embeds: put(&half.pooled_prompt_embeds)?,
+        time_ids: Tensor::from_slice(ids, (1, ids.len()), unet.device())?,
+    };
+    unet.prompt(&put(&half.prompt_embeds)?, &added)
+}
+
+/// The halves have as many tokens each, since they are evaluated together.
+fn alike(what: &'static str, negative: &Tensor, positive: &Tensor) -> Result<(), ModelError> {
+    if negative.dims() == positive.dims() {
+        return Ok(());
     }
-    Ok(Tensor::stack(&tensors, 0)?.to_device(unet.device())?.to_dtype(unet.dtype())?)
+    let (found, expected) = (negative.dims().to_vec(), format!("the positive's {:?}", positive.dims()));
+    Err(ModelError::InvalidInput { what, found, expected })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The engine: what a stage does on its device, apart from everything around it.
 
-use sdxl_core::{Classify, ErrorClass, FieldViolation, Size};
-use std::error::Error;
+use sdxl_core::{Classify, ErrorClass, FieldViolation, Size, StepKinds};
+use std::{error::Error, ops::Range};
 use thiserror::Error;
 
 /// A stage's work on its device, in steps.
@@ -67,20 +67,44 @@ pub trait Engine {
 pub type StepOf<E> = Step<<E as Engine>::Event, <E as Engine>::Output>;
 
 /// What a run has still to do: by this it is given its turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
     /// Of its picture: runs of one size can be advanced together.
     pub size: Size,
-    /// How often the network is evaluated in one of its steps.
-    pub evaluations: u32,
+    /// How often the network is evaluated in its next step; an evaluation that takes up what another one kept counts as
+    /// the part that it computes.
+    pub evaluations: f64,
     /// Steps to do.
     pub steps: u32,
+    /// Evaluations in a step of those to do, in the mean.
+    pub mean_evaluations: f64,
 }
 
 impl Work {
+    /// So many evaluations in each step.
+    #[must_use]
+    pub fn even(size: Size, evaluations: u32, steps: u32) -> Self {
+        let evaluations = f64::from(evaluations);
+        Self { size, evaluations, steps, mean_evaluations: evaluations }
+    }
+
+    /// Of the steps `ahead` of a run that takes its steps as `kinds` says, where an evaluation from the cache costs the part `cached`.
+    #[must_use]
+    pub fn of_steps(size: Size, kinds: &StepKinds, ahead: Range<u32>, cached: f32) -> Self {
+        let steps = ahead.end.saturating_sub(ahead.start);
+        let next = kinds.cost(ahead.start, cached);
+        let total: f64 = ahead.map(|step| kinds.cost(step, cached)).sum();
+        Self { size, evaluations: next, steps, mean_evaluations: total / f64::from(steps.max(1)) }
+    }
+
     /// Of one step, in evaluations times pixels.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "as casts saturate, so may this"
+    )]
     pub(crate) fn of_a_step(&self) -> u64 {
-        u64::from(self.evaluations) * u64::from(self.size.height) * u64::from(self.size.width)
+        (self.evaluations * f64::from(self.size.height) * f64::from(self.size.width)).round() as u64
     }
 }
 

@@ -78,7 +78,7 @@ impl Engine for ToyEngine {
             _ => 2,
         };
         let steps = u32::try_from(steps.saturating_sub(run.1)).unwrap();
-        Work { size: SIZE, evaluations: 1, steps }
+        Work::even(SIZE, 1, steps)
     }
 
     fn max_batch(&self, _: Size) -> usize {

@@ -347,7 +347,8 @@ impl<E: Engine> Worker<E> {
 
     /// How long this work takes by itself.
     fn alone(&self, work: Work) -> Duration {
-        self.times.estimate(work.size, work.evaluations).unwrap_or(UNKNOWN_STEP).saturating_mul(work.steps)
+        let step = self.times.estimate(work.size, work.mean_evaluations);
+        step.unwrap_or(UNKNOWN_STEP).saturating_mul(work.steps)
     }
 
     /// Advances the runs whose turn it is. `Err` is a panic's text.

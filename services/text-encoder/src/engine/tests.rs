@@ -101,7 +101,7 @@ fn texts_of_one_kind_share_steps_and_stay_in_order() {
             Step::Done(output) => break output,
         }
     };
-    assert_eq!(steps, [(5, 1), (4, 1), (3, 8), (2, 2), (1, 1)]);
+    assert_eq!(steps, [(5, 1.0), (4, 1.0), (3, 8.0), (2, 2.0), (1, 1.0)]);
     assert_eq!(output.len(), texts.len());
     for (text, output) in texts.into_iter().zip(output) {
         let mut run = engine.begin(EncodeJob { inputs: vec![text] }).unwrap();

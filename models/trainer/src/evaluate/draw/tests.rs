@@ -83,6 +83,7 @@ fn served(
         positive: Conditioning { prompt_embeds, pooled_prompt_embeds, time_ids },
         negative: Some(negative),
         guidance: Guidance { scale: 5.0, rescale: 0.0 },
+        kinds: sdxl_core::StepKinds::plain(),
     };
     let mut run = DenoiseRun::new(&denoiser.unet, inputs).unwrap();
     while run.step(&denoiser.unet).unwrap().is_some() {}

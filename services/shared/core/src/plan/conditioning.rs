@@ -1,6 +1,6 @@
 //! Which text and which numbers condition each half of the batch, as diffusers' two pipelines choose them.
 
-use super::{ConditioningPlan, TextPlan, guidance_scale};
+use super::{ConditioningPlan, TextPlan};
 use crate::{
     model::{Conditioner, ConditionerInfo, DenoiserInfo, ModelInfo},
     request::GenerateRequest,
@@ -22,6 +22,7 @@ pub(super) fn base(
     request: &GenerateRequest,
     model: &ModelInfo,
     size: Size,
+    guided: bool,
     texts: &mut Vec<TextPlan>,
 ) -> Halves {
     let prompt = TextPlan {
@@ -38,7 +39,7 @@ pub(super) fn base(
         target_size: request.target_size.unwrap_or(size),
         aesthetic_score: None,
     };
-    let negative = (guidance_scale(request) > 1.0).then(|| {
+    let negative = guided.then(|| {
         let text = negative_text(request, &model.base_conditioner, Conditioner::Base);
         let text = text.map(|text| index_of(text, texts));
         match (request.negative_original_size, request.negative_target_size) {
@@ -59,9 +60,9 @@ pub(super) fn base(
 /// size has its own default. A denoiser without aesthetic scores takes the positive crop for both halves.
 pub(super) fn refiner(
     request: &GenerateRequest,
-    conditioner: &ConditionerInfo,
-    info: &DenoiserInfo,
+    (conditioner, info): (&ConditionerInfo, &DenoiserInfo),
     size: Size,
+    guided: bool,
     texts: &mut Vec<TextPlan>,
 ) -> Halves {
     let wanted = request.refiner.unwrap_or_default();
@@ -80,7 +81,7 @@ pub(super) fn refiner(
         target_size: request.target_size.unwrap_or(size),
         aesthetic_score: scored.then(|| wanted.aesthetic_score.unwrap_or(AESTHETIC_SCORE)),
     };
-    let negative = (guidance_scale(request) > 1.0).then(|| ConditioningPlan {
+    let negative = guided.then(|| ConditioningPlan {
         text: negative_text(request, conditioner, Conditioner::Refiner).map(|text| index_of(text, texts)),
         original_size: request.negative_original_size.unwrap_or(positive.original_size),
         crops_coords_top_left: if scored {

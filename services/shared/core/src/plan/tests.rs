@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     model::{ConditionerInfo, DenoiserInfo, VaeInfo},
-    request::RefinerRequest,
+    request::{DeepCacheRequest, GuidanceInterval, RefinerRequest},
     scheduler::{BetaSchedule, SchedulerKind, TimestepSpacing},
 };
 
@@ -28,6 +28,7 @@ fn model() -> ModelInfo {
         pooled_projection_dim: 1280,
         scheduler,
         training_buckets: Vec::new(),
+        cache_branch_costs: vec![0.25, 0.5, 0.75],
     };
     let refiner = DenoiserInfo { requires_aesthetics_score: true, cross_attention_dim: 1280, ..base.clone() };
     let second =
@@ -81,7 +82,7 @@ fn an_empty_negative_prompt_is_encoded_and_an_absent_one_is_not() {
 #[test]
 fn without_guidance_there_is_no_negative_half() {
     let plan = plan(&GenerateRequest { guidance_scale: Some(1.0), ..cat() }).unwrap();
-    assert_eq!((plan.base.negative, plan.base.evaluations()), (None, 50));
+    assert_eq!((plan.base.negative, plan.base.whole_work(10)), (None, 500));
 }
 
 #[test]
@@ -203,4 +204,83 @@ fn seeds_count_upwards_and_an_absent_one_is_drawn() {
     assert_eq!(plan(&request).unwrap().seeds, [99, 100, 101]);
     let request = GenerateRequest { seed: Some(u64::MAX), num_images: 2, ..cat() };
     assert_eq!(plan(&request).unwrap().seeds, [u64::MAX, 0]);
+}
+
+fn interval(start: Option<f32>, stop: Option<f32>) -> GenerateRequest {
+    GenerateRequest { guidance_interval: Some(GuidanceInterval { start, stop }), ..cat() }
+}
+
+fn cached(cache_interval: u32, cache_branch_id: u32) -> GenerateRequest {
+    GenerateRequest { deep_cache: Some(DeepCacheRequest { cache_interval, cache_branch_id }), ..cat() }
+}
+
+#[test]
+fn a_guidance_interval_is_cut_to_steps_as_written() {
+    // int(0.7 * 10) of doubles is 7; the nearest f32 would be cut to 6.
+    let steps = |start, stop| {
+        let request = GenerateRequest { num_inference_steps: 10, ..interval(start, stop) };
+        plan(&request).unwrap().base.guidance_steps.unwrap()
+    };
+    assert_eq!(
+        [steps(Some(0.25), Some(0.7)), steps(None, Some(0.15)), steps(Some(0.99), None)],
+        [2..7, 0..1, 9..10]
+    );
+    assert_eq!(plan(&cat()).unwrap().base.guidance_steps, None);
+}
+
+#[test]
+fn steps_outside_the_guidance_interval_are_half_the_work() {
+    let base = plan(&interval(Some(0.2), Some(0.6))).unwrap().base;
+    assert_eq!((base.work(0..10, 8), base.work(10..30, 8), base.whole_work(8)), (80, 320, 560));
+}
+
+#[test]
+fn a_stage_without_a_guided_step_has_no_negative_half() {
+    let request = |start, stop| GenerateRequest {
+        negative_prompt: Some("dog".into()),
+        guidance_interval: Some(GuidanceInterval { start, stop }),
+        ..refine(RefinerMode::DenoisingSplit(0.8))
+    };
+    let halves = |start, stop| {
+        let plan = plan(&request(start, stop)).unwrap();
+        (plan.base.negative.is_some(), plan.refiner.unwrap().negative.is_some(), plan.texts.len())
+    };
+    assert_eq!(halves(None, Some(0.8)), (true, false, 3));
+    assert_eq!(halves(Some(0.8), None), (false, true, 3));
+    assert_eq!(halves(Some(0.7), Some(0.9)), (true, true, 4));
+}
+
+#[test]
+fn steps_from_the_cache_cost_what_their_branch_costs() {
+    let base = |request| plan(&request).unwrap().base;
+    let default = base(cached(0, 0));
+    assert_eq!(default.deep_cache, Some((DeepCache { cache_interval: 3, cache_branch_id: 0 }, 0.25)));
+    // 17 of 50 are whole.
+    assert_eq!(default.whole_work(2), 17 * 4 + 33);
+    assert_eq!(default.work(0..3, 2) + default.work(3..50, 2), default.whole_work(2));
+    assert_eq!(base(cached(5, 2)).whole_work(2), 10 * 4 + 40 * 3);
+}
+
+#[test]
+fn wrong_approximations_are_named_with_what_is_right() {
+    let named = |request: &GenerateRequest| plan(request).unwrap_err().to_string();
+    for (request, expected) in [
+        (interval(Some(-0.1), None), "guidance_interval.start: -0.1 is not in 0..=1"),
+        (interval(None, Some(1.5)), "guidance_interval.stop: 1.5 is not in 0..=1"),
+        (interval(Some(f32::NAN), None), "guidance_interval.start: NaN is not in 0..=1"),
+        (
+            interval(Some(0.6), Some(0.5)),
+            "guidance_interval.start: 0.6 is not below guidance_interval.stop, 0.5",
+        ),
+        (interval(Some(0.51), Some(0.515)), "guidance_interval: 0.51..0.515 of 50 steps holds no step"),
+        (cached(1, 0), "deep_cache.cache_interval: 1 is not in 2..=20"),
+        (cached(21, 0), "deep_cache.cache_interval: 21 is not in 2..=20"),
+        (cached(3, 3), "deep_cache.cache_branch_id: 3 is not in 0..=2, the network's skip connections"),
+    ] {
+        assert_eq!(named(&request), expected);
+    }
+    let mut model = model();
+    model.base.cache_branch_costs.clear();
+    let error = Plan::new(&cached(3, 0), &model, Violations::default(), || 0).unwrap_err();
+    assert!(error.to_string().starts_with("deep_cache: this model's denoiser keeps nothing"), "{error}");
 }

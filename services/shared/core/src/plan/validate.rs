@@ -1,10 +1,10 @@
 //! The checks of single fields. Each names the field, its value and what is allowed.
 
-use super::{MAX_IMAGES, MAX_PROMPT_BYTES, MAX_REQUEST_ID_BYTES, MAX_STEPS};
+use super::{MAX_CACHE_INTERVAL, MAX_IMAGES, MAX_PROMPT_BYTES, MAX_REQUEST_ID_BYTES, MAX_STEPS};
 use crate::{
     error::Violations,
-    model::ModelInfo,
-    request::{GenerateRequest, RefinerMode, RefinerRequest},
+    model::{DenoiserInfo, ModelInfo},
+    request::{DeepCacheRequest, GenerateRequest, GuidanceInterval, RefinerMode, RefinerRequest},
     size::{CropCoords, MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Size},
 };
 
@@ -32,6 +32,12 @@ pub(super) fn fields(request: &GenerateRequest, model: &ModelInfo, violations: &
     }
     not_negative("guidance_scale", request.guidance_scale, violations);
     not_negative("guidance_rescale", request.guidance_rescale, violations);
+    if let Some(interval) = request.guidance_interval {
+        guidance_interval(interval, violations);
+    }
+    if let Some(cache) = request.deep_cache {
+        deep_cache(cache, request, model, violations);
+    }
     let max_clip_skip = model.base_conditioner.max_clip_skip();
     if request.clip_skip > max_clip_skip {
         violations.add(
@@ -75,6 +81,41 @@ fn prompts(request: &GenerateRequest, violations: &mut Violations) {
 fn not_negative(field: &str, value: Option<f32>, violations: &mut Violations) {
     if let Some(value) = value.filter(|v| !(v.is_finite() && *v >= 0.0)) {
         violations.add(field, value, "a finite number of at least 0");
+    }
+}
+
+fn guidance_interval(interval: GuidanceInterval, violations: &mut Violations) {
+    let [start, stop] = interval.ends();
+    let is_fraction = |value: f32| (0.0..=1.0).contains(&value);
+    for (field, value) in [("guidance_interval.start", start), ("guidance_interval.stop", stop)] {
+        if !is_fraction(value) {
+            violations.add(field, value, "in 0..=1");
+        }
+    }
+    if is_fraction(start) && is_fraction(stop) && start >= stop {
+        violations
+            .push("guidance_interval.start", format!("{start} is not below guidance_interval.stop, {stop}"));
+    }
+}
+
+fn deep_cache(
+    cache: DeepCacheRequest,
+    request: &GenerateRequest,
+    model: &ModelInfo,
+    violations: &mut Violations,
+) {
+    let interval = cache.cache_interval;
+    if interval != 0 && !(2..=MAX_CACHE_INTERVAL).contains(&interval) {
+        violations.add("deep_cache.cache_interval", interval, format!("in 2..={MAX_CACHE_INTERVAL}"));
+    }
+    let refiner = model.refiner.as_ref().filter(|_| request.refiner.is_some()).map(|(_, refiner)| refiner);
+    let branches = |info: &DenoiserInfo| info.cache_branch_costs.len();
+    let branches = refiner.map_or(usize::MAX, branches).min(branches(&model.base));
+    if branches == 0 {
+        violations.push("deep_cache", "this model's denoiser keeps nothing from step to step; leave it out");
+    } else if cache.cache_branch_id as usize >= branches {
+        let allowed = format!("in 0..={}, the network's skip connections", branches - 1);
+        violations.add("deep_cache.cache_branch_id", cache.cache_branch_id, allowed);
     }
 }
 

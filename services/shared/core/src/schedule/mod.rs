@@ -168,6 +168,19 @@ impl Schedule {
         self.steps.iter().filter(|s| f64::from(s.timestep) >= cutoff).count()
     }
 
+    /// The first step of those behind `part` of all, a fraction in 0..=1, as diffusers' guiders count them.
+    #[must_use]
+    pub fn step_at(&self, part: f64) -> usize {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "0 to 1001, cut as Python's int()"
+        )]
+        let step = (part * self.len() as f64) as usize;
+        step.min(self.len())
+    }
+
     /// The first of the last steps that SDEdit at `strength`, a fraction in 0..1, runs of `num_inference_steps`.
     #[must_use]
     pub fn first_step_of_strength(&self, num_inference_steps: u32, strength: f64) -> usize {

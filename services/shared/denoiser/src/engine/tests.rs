@@ -1,6 +1,6 @@
 use super::*;
 use sdxl_checkpoint::{RandomCheckpoint, Variant};
-use sdxl_core::StageKind;
+use sdxl_core::{DeepCache, StageKind};
 use sdxl_stage::conformance::{self, Samples};
 use std::{fs, path::Path};
 
@@ -100,6 +100,37 @@ fn a_checkpoint_leads_to_the_same_latents_bit_for_bit() {
     // Asked for none, it makes none, even at the last chance.
     let run = engine.begin(DenoiseJob { checkpoint_interval: 0, ..whole }).unwrap();
     assert!(engine.checkpoint(&run, true).unwrap().is_none());
+}
+
+#[test]
+fn a_cached_run_is_gone_on_with_from_its_whole_steps_bit_for_bit() {
+    let folder = checkpoint();
+    let mut engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
+    let deep_cache = Some(DeepCache { cache_interval: 3, cache_branch_id: 1 });
+    let whole =
+        DenoiseJob { checkpoint_interval: 2, deep_cache, guidance_steps: Some(0..4), ..job(&engine, 8, 7) };
+    let (events, latents) = run(&mut engine, whole.clone());
+    let latents = bytes(&latents);
+    assert_eq!(events.iter().map(|e| e.batch_evaluations).collect::<Vec<_>>(), [2, 2, 2, 2, 1, 1, 1, 1]);
+    let cached = f64::from(engine.info.cache_branch_costs[1]);
+    assert!(0.0 < cached && cached < 1.0, "{cached}");
+    let work = [2.0, 2.0 * cached, 2.0 * cached, 2.0, 1.0, cached, 1.0, cached];
+    assert_eq!(events.iter().map(|e| e.batch_work).collect::<Vec<_>>(), work);
+    let mut first = engine.begin(whole.clone()).unwrap();
+    let (mut due, mut last) = (Vec::new(), Vec::new());
+    while let Step::Continue(_) = engine.advance(&mut [&mut first]).remove(0).unwrap() {
+        for (now, checkpoints) in [(false, &mut due), (true, &mut last)] {
+            if let Some(DenoiseEvent::Checkpoint(checkpoint)) = engine.checkpoint(&first, now).unwrap() {
+                checkpoints.push(checkpoint);
+            }
+        }
+    }
+    let steps = |made: &[Checkpoint]| made.iter().map(|c| c.step).collect::<Vec<_>>();
+    assert_eq!((steps(&due), steps(&last)), (vec![3, 4, 6], vec![0, 0, 3, 4, 4, 6, 6, 8]));
+    for checkpoint in due.into_iter().chain(last) {
+        let resumed = DenoiseJob { start: DenoiseStart::Checkpoint(checkpoint), ..whole.clone() };
+        assert_eq!(bytes(&run(&mut engine, resumed).1), latents);
+    }
 }
 
 #[test]

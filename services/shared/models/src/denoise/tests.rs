@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use candle_core::Device;
-use sdxl_core::{SchedulerConfig, SchedulerKind};
+use sdxl_core::{DeepCache, SchedulerConfig, SchedulerKind};
 
 use super::*;
 use crate::{seeded, unet::UnetConfig};
@@ -38,6 +38,7 @@ fn inputs(steps: Range<usize>, start: Start) -> DenoiseInputs {
         positive: conditioning(1),
         negative: Some(conditioning(2)),
         guidance: Guidance { scale: 5.0, rescale: 0.0 },
+        kinds: StepKinds::plain(),
     }
 }
 
@@ -70,22 +71,26 @@ fn two_slices_make_the_whole_bit_for_bit() {
 #[test]
 fn runs_in_one_batch_are_those_alone_bit_for_bit() {
     let unet = tiny();
-    let wanted: [&dyn Fn() -> DenoiseInputs; 3] = [
+    let wanted: [&dyn Fn() -> DenoiseInputs; 6] = [
         &|| inputs(0..4, noise()),
         &|| DenoiseInputs { negative: None, ..inputs(1..3, Start::Latents(ones())) },
         &|| {
             let guidance = Guidance { scale: 3.0, rescale: 0.5 };
             DenoiseInputs { guidance, positive: conditioning(9), ..inputs(0..4, noise()) }
         },
+        &|| DenoiseInputs { kinds: cached(2, 0), ..inputs(0..4, noise()) },
+        &|| DenoiseInputs { kinds: cached(3, 2), ..inputs(0..4, noise()) },
+        &|| DenoiseInputs { kinds: StepKinds { guided: 1..3, ..cached(4, 2) }, ..inputs(0..4, noise()) },
     ];
     let alone = wanted.map(|inputs| values(&finish(&unet, inputs())));
     let mut runs = wanted.map(|inputs| DenoiseRun::new(&unet, inputs()).unwrap());
     // The third joins late, and the second leaves early.
-    let [first, second, third] = &mut runs;
+    let [first, second, third, cached @ ..] = &mut runs;
     let told = step_together(&unet, &mut [first, second]).unwrap();
     assert_eq!(told.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [Some(0), Some(1)]);
     loop {
-        let mut all = [&mut *third, &mut *first, &mut *second];
+        let mut all: Vec<_> =
+            [&mut *third, &mut *first, &mut *second].into_iter().chain(&mut *cached).collect();
         if step_together(&unet, &mut all).unwrap().into_iter().all(|step| step.unwrap().is_none()) {
             break;
         }
@@ -166,4 +171,69 @@ fn time_ids_stand_in_the_papers_order() {
     let (size, crop) = (Size::new(1, 2), CropCoords { top: 3, left: 4 });
     assert_eq!(TimeIds::base(size, crop, Size::new(5, 6)).as_slice(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     assert_eq!(TimeIds::refiner(size, crop, 2.5).as_slice(), [1.0, 2.0, 3.0, 4.0, 2.5]);
+}
+
+fn cached(cache_interval: u32, cache_branch_id: u32) -> StepKinds {
+    StepKinds { deep_cache: Some(DeepCache { cache_interval, cache_branch_id }), ..StepKinds::plain() }
+}
+
+#[test]
+fn steps_outside_of_the_guidance_interval_see_the_prompt_alone() {
+    let unet = tiny();
+    let kinds = StepKinds { guided: 1..3, ..StepKinds::plain() };
+    let got = finish(&unet, DenoiseInputs { kinds, ..inputs(0..4, noise()) });
+    let alone = |steps, start| finish(&unet, DenoiseInputs { negative: None, ..inputs(steps, start) });
+    let first = alone(0..1, noise());
+    let guided = finish(&unet, inputs(1..3, Start::Latents(first)));
+    assert_eq!(values(&got), values(&alone(3..4, Start::Latents(guided))));
+}
+
+#[test]
+fn cached_steps_take_up_the_inner_layers_of_the_last_whole_one() {
+    let unet = tiny();
+    let all = values(&finish(&unet, inputs(0..4, noise())));
+    // By hand: a whole step at 0 and at 2, the outer layers at 1 and 3.
+    for branch in 0..unet.config().branches() {
+        let kinds = cached(2, u32::try_from(branch).unwrap());
+        let got = finish(&unet, DenoiseInputs { kinds, ..inputs(0..4, noise()) });
+        let mut by_hand = DenoiseRun::new(&unet, inputs(0..4, noise())).unwrap();
+        for i in 0..4 {
+            let prompts: Vec<_> = by_hand.prompts(i).collect();
+            let (sample, timesteps) = (by_hand.scaled(i).unwrap(), [by_hand.schedule.timestep(i); 2]);
+            let predicted = if i % 2 == 0 {
+                let (predicted, features) =
+                    unet.forward_to(&sample, &timesteps, &prompts, &[branch]).unwrap();
+                let latents = by_hand.latents.clone();
+                by_hand.whole = Some(Whole { step: i, latents, features: features[0].clone() });
+                predicted
+            } else {
+                let features = &by_hand.whole.as_ref().unwrap().features;
+                unet.forward_outer(&sample, &timesteps, &prompts, (branch, features)).unwrap()
+            };
+            by_hand.take(i, &predicted).unwrap();
+        }
+        assert_eq!(values(&got), values(&by_hand.latents().unwrap()), "branch {branch}");
+        assert_ne!(values(&got), all, "branch {branch}");
+    }
+}
+
+#[test]
+fn a_cached_run_goes_on_bit_for_bit_from_its_last_whole_step() {
+    let unet = tiny();
+    let of = |steps, start| DenoiseInputs { kinds: cached(3, 1), ..inputs(steps, start) };
+    let whole = values(&finish(&unet, of(0..4, noise())));
+    let mut run = DenoiseRun::new(&unet, of(0..4, noise())).unwrap();
+    let mut places = Vec::new();
+    while run.step(&unet).unwrap().is_some() {
+        let (step, latents) = run.resumable().unwrap();
+        places.push(step);
+        let rest = match step {
+            4 => latents,
+            _ => finish(&unet, of(step..4, Start::Latents(latents))),
+        };
+        assert_eq!(values(&rest), whole, "from step {step}");
+    }
+    assert_eq!(places, [0, 0, 3, 4]);
+    let error = DenoiseRun::new(&unet, of(1..4, Start::Latents(ones()))).unwrap_err();
+    assert_eq!(error.to_string(), "steps has shape [1], expected a step that is computed whole");
 }

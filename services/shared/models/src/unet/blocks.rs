@@ -26,6 +26,22 @@ pub(super) struct Context<'a> {
     pub(super) prompts: &'a [&'a Prompt],
 }
 
+/// What an evaluation of the whole network leaves for those after it: the inputs of some layers on the way up, by the skip that
+/// each takes.
+#[derive(Debug, Default)]
+pub(super) struct Kept<'a> {
+    pub(super) wanted: &'a [usize],
+    pub(super) found: Vec<(usize, Tensor)>,
+}
+
+impl Kept<'_> {
+    fn offer(&mut self, branch: usize, x: &Tensor) {
+        if self.wanted.contains(&branch) {
+            self.found.push((branch, x.clone()));
+        }
+    }
+}
+
 /// Residual blocks, each followed by a transformer where there is attention.
 #[derive(Clone, Debug)]
 struct Layers {
@@ -97,18 +113,27 @@ impl DownBlock {
         })
     }
 
-    /// Keeps a copy of each layer's result, and of the halved one, in `skips`.
+    /// How many skips it leaves.
+    pub(super) fn skips(&self) -> usize {
+        self.layers.resnets.len() + usize::from(self.downsamplers.is_some())
+    }
+
+    /// Keeps a copy of each layer's result, and of the halved one, in `skips`, and ends where there are `limit` of them.
     pub(super) fn forward(
         &self,
         mut x: Tensor,
         context: Context<'_>,
         skips: &mut Vec<Tensor>,
+        limit: usize,
     ) -> Result<Tensor> {
         for i in 0..self.layers.resnets.len() {
+            if skips.len() == limit {
+                return Ok(x);
+            }
             x = self.layers.forward_one(i, x, context)?;
             skips.push(x.clone());
         }
-        if let Some(downsample) = &self.downsamplers {
+        if let Some(downsample) = self.downsamplers.as_ref().filter(|_| skips.len() < limit) {
             x = downsample.forward(&x)?;
             skips.push(x.clone());
         }
@@ -176,18 +201,26 @@ impl UpBlock {
         })
     }
 
-    /// Takes one of `skips` for each layer, last in first out. The size doubles to that of the next skip, which is one
-    /// less where halving had rounded up.
+    /// How many skips it takes.
+    pub(super) fn skips(&self) -> usize {
+        self.layers.resnets.len()
+    }
+
+    /// From the layer `first` on takes one of `skips` for each, last in first out. The size doubles to that of the next skip,
+    /// which is one less where halving had rounded up. What `kept` wants of a layer's input is put there.
     pub(super) fn forward(
         &self,
         mut x: Tensor,
+        first: usize,
         context: Context<'_>,
         skips: &mut Vec<Tensor>,
+        kept: &mut Kept<'_>,
     ) -> Result<Tensor> {
-        for i in 0..self.layers.resnets.len() {
+        for i in first..self.layers.resnets.len() {
             let Some(skip) = skips.pop() else {
                 candle_core::bail!("the up path takes more skips than there are")
             };
+            kept.offer(skips.len(), &x);
             x = self.layers.forward_joined(i, x, skip, context)?;
         }
         if let (Some(conv), Some(skip)) = (&self.upsamplers, skips.last()) {

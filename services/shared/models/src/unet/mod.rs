@@ -1,12 +1,13 @@
 //! The denoising network of SDXL: diffusers' `UNet2DConditionModel` with its `text_time` conditioning.
 
 mod blocks;
+mod branches;
 mod config;
 mod embeddings;
 mod prompt;
 mod transformer;
 
-use blocks::{Context, DownBlock, MidBlock, UpBlock};
+use blocks::{Context, DownBlock, Kept, MidBlock, UpBlock};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 pub use config::UnetConfig;
@@ -110,7 +111,8 @@ impl Unet {
         encoder_hidden_states: &Tensor,
         added: &AddedConditioning,
     ) -> Result<Tensor, ModelError> {
-        self.forward_to(sample, timesteps, &[&self.prompt(encoder_hidden_states, added)?])
+        let prompt = self.prompt(encoder_hidden_states, added)?;
+        Ok(self.forward_to(sample, timesteps, &[&prompt], &[])?.0)
     }
 
     /// What `encoder_hidden_states` `[N, 77, D]` and the N conditionings beside them come to, for any number of steps.
@@ -127,29 +129,84 @@ impl Unet {
         Ok(Prompt::new(states, self.embed_added(added)?))
     }
 
-    /// [`Unet::forward`] given prompts of B items together. What they come to is kept in them.
+    /// [`Unet::forward`] given prompts of B items together. What they come to is kept in them. With the prediction come the inner
+    /// layers' features, B items each, of the branches `keep`, in their order.
     ///
     /// # Errors
-    /// As [`Unet::forward`].
+    /// As [`Unet::forward`]; a branch that there is not.
     pub fn forward_to(
         &self,
         sample: &Tensor,
         timesteps: &[f32],
         prompts: &[&Prompt],
+        keep: &[usize],
+    ) -> Result<(Tensor, Vec<Tensor>), ModelError> {
+        let mut kept = Kept { wanted: keep, found: Vec::new() };
+        let predicted = self.evaluate(sample, timesteps, prompts, None, &mut kept)?;
+        let of = |branch: &usize| kept.found.iter().find(|(found, _)| found == branch);
+        let features = |branch| of(branch).map(|(_, x)| x.clone()).ok_or_else(|| self.no_branch(*branch));
+        let features = keep.iter().map(features).collect::<Result<_, _>>()?;
+        Ok((predicted, features))
+    }
+
+    /// [`Unet::forward_to`] of the layers outside of the skip connection `branch` alone, where `features` of an evaluation of the
+    /// whole network, B items, stand for what is within (Ma et al. 2023).
+    ///
+    /// # Errors
+    /// As [`Unet::forward`]; a branch that there is not, or features of another one or size.
+    pub fn forward_outer(
+        &self,
+        sample: &Tensor,
+        timesteps: &[f32],
+        prompts: &[&Prompt],
+        (branch, features): (usize, &Tensor),
+    ) -> Result<Tensor, ModelError> {
+        if branch >= self.config.branches() {
+            return Err(self.no_branch(branch));
+        }
+        if features.dim(0)? != timesteps.len() {
+            return Err(invalid("features", features, format!("of {} items", timesteps.len())));
+        }
+        self.evaluate(sample, timesteps, prompts, Some((branch, features)), &mut Kept::default())
+    }
+
+    fn no_branch(&self, branch: usize) -> ModelError {
+        let expected = format!("within 0..{}", self.config.branches());
+        ModelError::InvalidInput { what: "cache_branch_id", found: vec![branch], expected }
+    }
+
+    fn evaluate(
+        &self,
+        sample: &Tensor,
+        timesteps: &[f32],
+        prompts: &[&Prompt],
+        inner: Option<(usize, &Tensor)>,
+        kept: &mut Kept<'_>,
     ) -> Result<Tensor, ModelError> {
         self.check_sample(sample, timesteps, prompts)?;
         let temb = self.embed(timesteps, prompts)?.silu()?;
         let context = Context { temb: &temb, prompts };
+        let all = 1 + self.down_blocks.iter().map(DownBlock::skips).sum::<usize>();
+        let limit = inner.map_or(all, |(branch, _)| branch + 1);
 
         let sample = self.conv_in.laid_out(&sample.to_dtype(self.dtype)?)?;
         let mut x = self.conv_in.forward(&sample)?;
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
-            x = block.forward(x, context, &mut skips)?;
+            x = block.forward(x, context, &mut skips, limit)?;
         }
-        x = self.mid_block.forward(x, context)?;
+        x = match inner {
+            Some((_, features)) => features.clone(),
+            None => self.mid_block.forward(x, context)?,
+        };
+        let mut left = all;
         for block in &self.up_blocks {
-            x = block.forward(x, context, &mut skips)?;
+            // Those whose skips are not there are within.
+            let first = (left - skips.len()).min(block.skips());
+            left -= block.skips();
+            if first < block.skips() {
+                x = block.forward(x, first, context, &mut skips, kept)?;
+            }
         }
         let y = self.conv_out.forward_normalized(&x, &self.conv_norm_out)?;
         Ok(self.conv_out.pictures(&y)?)

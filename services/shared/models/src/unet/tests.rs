@@ -70,12 +70,52 @@ fn keeps_prompts(unet: &Unet) {
     let prompts = [part(0, 1), part(1, 2)];
     let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     for timesteps in [[981.0, 501.0, 1.5], [11.0, 22.0, 33.0]] {
-        let kept = unet.forward_to(&sample, &timesteps, &prompts.each_ref()).unwrap();
+        let (kept, _) = unet.forward_to(&sample, &timesteps, &prompts.each_ref(), &[]).unwrap();
         let anew = unet.forward(&sample, &timesteps, &states, &added).unwrap();
         assert_eq!(values(kept), values(anew));
     }
-    let few = unet.forward_to(&sample, &[1.0; 3], &[&prompts[0]]).unwrap_err();
+    let few = unet.forward_to(&sample, &[1.0; 3], &[&prompts[0]], &[]).unwrap_err();
     assert_eq!(few.to_string(), "prompts has shape [1], expected of 3 items");
+}
+
+/// What the inner layers made of the same inputs changes nothing: so the outer layers alone are those of the whole network.
+#[test]
+fn outer_layers_with_the_inner_ones_of_the_same_step_are_the_whole_to_the_last_bit() {
+    for unet in [tiny(), packed(DType::F32), packed(DType::BF16)] {
+        // An odd size is halved upwards, so that skips of all sizes are met.
+        for size in [[6, 5], [7, 9]] {
+            let (sample, states, added) = (draw(&[2, 4, size[0], size[1]]), draw(&[2, 5, 6]), added(2));
+            let prompt = unet.prompt(&states, &added).unwrap();
+            let branches: Vec<_> = (0..unet.config().branches()).collect();
+            let (whole, features) = unet.forward_to(&sample, &[981.0, 1.5], &[&prompt], &branches).unwrap();
+            assert_eq!(features.len(), branches.len());
+            let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (branch, features) in branches.into_iter().zip(&features) {
+                let outer =
+                    unet.forward_outer(&sample, &[981.0, 1.5], &[&prompt], (branch, features)).unwrap();
+                assert_eq!(values(&outer), values(&whole), "branch {branch}");
+                let zeros = features.zeros_like().unwrap();
+                let other = unet.forward_outer(&sample, &[981.0, 1.5], &[&prompt], (branch, &zeros)).unwrap();
+                assert_ne!(values(&other), values(&whole), "branch {branch}: features must count");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_branch_that_there_is_not_is_named() {
+    let unet = tiny();
+    let (sample, prompt) = (draw(&[1, 4, 6, 6]), unet.prompt(&draw(&[1, 3, 6]), &added(1)).unwrap());
+    let branches = unet.config().branches();
+    let expected = format!("cache_branch_id has shape [{branches}], expected within 0..{branches}");
+    let kept = unet.forward_to(&sample, &[1.0], &[&prompt], &[branches]).unwrap_err();
+    assert_eq!(kept.to_string(), expected);
+    let features = draw(&[1, 8, 6, 6]);
+    let outer = unet.forward_outer(&sample, &[1.0], &[&prompt], (branches, &features)).unwrap_err();
+    assert_eq!(outer.to_string(), expected);
+    let two = draw(&[2, 8, 6, 6]);
+    let outer = unet.forward_outer(&sample, &[1.0], &[&prompt], (0, &two)).unwrap_err();
+    assert_eq!(outer.to_string(), "features has shape [2, 8, 6, 6], expected of 1 items");
 }
 
 #[test]

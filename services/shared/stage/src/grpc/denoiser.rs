@@ -12,7 +12,7 @@ use crate::{
 use answers::Answers;
 use candle_core::Tensor;
 use futures::stream::BoxStream;
-use sdxl_core::{CropCoords, SchedulerConfig, Size};
+use sdxl_core::{CropCoords, DeepCache, SchedulerConfig, Size};
 use sdxl_proto::{
     convert::WireError,
     status::status,
@@ -93,6 +93,11 @@ fn job(message: v1::DenoiseRequest) -> Result<DenoiseJob, StageError> {
             .transpose()?,
         start: start(message.start)?,
         checkpoint_interval: message.checkpoint_interval,
+        guidance_steps: message.guidance_steps.map(|steps| steps.begin..steps.end),
+        deep_cache: message.deep_cache.map(|cache| DeepCache {
+            cache_interval: cache.cache_interval,
+            cache_branch_id: cache.cache_branch_id,
+        }),
     })
 }
 

@@ -4,10 +4,11 @@ use super::NUM_TOKENS;
 use crate::engine::EngineError;
 use candle_core::{DType, Tensor};
 use sdxl_core::{
-    CropCoords, DenoiserInfo, Schedule, SchedulerConfig, Size, Violations,
+    CropCoords, DeepCache, DenoiserInfo, Schedule, SchedulerConfig, Size, StepKinds, Violations,
+    plan::MAX_CACHE_INTERVAL,
     size::{MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE},
 };
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 /// Noise to latents over a slice of a schedule. Tells [`DenoiseEvent::Step`] after each step, a
 /// [`DenoiseEvent::Checkpoint`] after some, and ends with latents `[4, height / 8, width / 8]` in f32.
@@ -35,6 +36,10 @@ pub struct DenoiseJob {
     pub start: DenoiseStart,
     /// Steps from one checkpoint to the next; 0 for none.
     pub checkpoint_interval: u32,
+    /// The steps of the whole schedule in which guidance is on; all where absent.
+    pub guidance_steps: Option<Range<u32>>,
+    /// Step caching.
+    pub deep_cache: Option<DeepCache>,
 }
 
 /// What one half of the batch is conditioned by.
@@ -108,6 +113,8 @@ pub struct StepDone {
     pub step_time: Duration,
     /// Evaluations of the network in it, of all pictures that took it together.
     pub batch_evaluations: u32,
+    /// The same where one from a cache counts as the part of it that is computed.
+    pub batch_work: f64,
 }
 
 /// The most draws that a generator may have to catch up on: each costs as much as the noise itself.
@@ -136,12 +143,13 @@ impl DenoiseJob {
         self.conditioning.check("conditioning", denoiser, &mut wrong);
         match &self.negative_conditioning {
             Some(negative) => negative.check("negative_conditioning", denoiser, &mut wrong),
-            None if self.guidance_scale > 1.0 => {
+            None if self.is_guided() => {
                 let scale = self.guidance_scale;
                 wrong.push("negative_conditioning", format!("absent; guidance_scale {scale} needs it"));
             }
             None => {}
         }
+        self.check_cache(denoiser, &mut wrong);
         self.check_start(denoiser, revision, &mut wrong);
         match schedule {
             Some(schedule) if wrong.is_empty() => Ok(schedule),
@@ -164,7 +172,32 @@ impl DenoiseJob {
         } else if begin > end {
             wrong.add("begin_step", begin, format!("in 0..={end}, which is end_step"));
         }
+        if let Some(Range { start, end }) = self.guidance_steps {
+            if end as usize > schedule.len() {
+                let allowed = format!("in 0..={}, the schedule's length", schedule.len());
+                wrong.add("guidance_steps.end", end, allowed);
+            } else if start > end {
+                wrong.add(
+                    "guidance_steps.begin",
+                    start,
+                    format!("in 0..={end}, which is guidance_steps.end"),
+                );
+            }
+        }
         Some(schedule)
+    }
+
+    fn check_cache(&self, denoiser: &DenoiserInfo, wrong: &mut Violations) {
+        let Some(DeepCache { cache_interval, cache_branch_id }) = self.deep_cache else { return };
+        if !(2..=MAX_CACHE_INTERVAL).contains(&cache_interval) {
+            let allowed = format!("in 2..={MAX_CACHE_INTERVAL}");
+            wrong.add("deep_cache.cache_interval", cache_interval, allowed);
+        }
+        let branches = denoiser.cache_branch_costs.len();
+        if cache_branch_id as usize >= branches {
+            let allowed = format!("in 0..{branches}, the network's skip connections");
+            wrong.add("deep_cache.cache_branch_id", cache_branch_id, allowed);
+        }
     }
 
     fn check_start(&self, denoiser: &DenoiserInfo, revision: &str, wrong: &mut Violations) {
@@ -197,6 +230,9 @@ impl DenoiseJob {
                         checkpoint.step,
                         format!("in {steps:?}, the steps asked for"),
                     );
+                } else if checkpoint.step < self.end_step && !self.kinds().is_whole(checkpoint.step) {
+                    let allowed = "a step that is computed whole, as deep_cache and guidance_steps have it";
+                    wrong.add("checkpoint.step", checkpoint.step, allowed);
                 }
                 if checkpoint.revision != revision {
                     let description = format!("{:?} is not this stage's {revision:?}", checkpoint.revision);
@@ -204,6 +240,30 @@ impl DenoiseJob {
                 }
             }
         }
+    }
+
+    /// How each step is done.
+    #[must_use]
+    pub fn kinds(&self) -> StepKinds {
+        let all = if self.guidance_scale > 1.0 { 0..u32::MAX } else { 0..0 };
+        let guided = match &self.guidance_steps {
+            Some(steps) if !all.is_empty() => steps.clone(),
+            _ => all,
+        };
+        StepKinds { begin_step: self.begin_step, guided, deep_cache: self.deep_cache }
+    }
+
+    /// What an evaluation from the cache costs of a whole one.
+    #[must_use]
+    pub fn cached_cost(&self, denoiser: &DenoiserInfo) -> f32 {
+        let cost = |cache: DeepCache| denoiser.cache_branch_costs.get(cache.cache_branch_id as usize);
+        self.deep_cache.and_then(cost).copied().unwrap_or(1.0)
+    }
+
+    /// Whether any of its steps is guided.
+    fn is_guided(&self) -> bool {
+        let guided = self.kinds().guided;
+        guided.start.max(self.begin_step) < guided.end.min(self.end_step)
     }
 
     /// The first step to run: that of the checkpoint where there is one.

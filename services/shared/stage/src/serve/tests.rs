@@ -45,7 +45,7 @@ impl Engine for SlowDenoiser {
     }
 
     fn work(&self, (job, step): &Self::Run) -> Work {
-        Work { size: job.size, evaluations: 1, steps: job.end_step - step }
+        Work::even(job.size, 1, job.end_step - step)
     }
 
     fn advance(&mut self, runs: &mut [&mut Self::Run]) -> Vec<Result<StepOf<Self>, EngineError>> {
@@ -74,7 +74,13 @@ impl SlowDenoiser {
         std::thread::sleep(STEP);
         assert!(job.num_inference_steps != 13, "thirteen steps");
         *step += 1;
-        let done = StepDone { step: *step - 1, timestep: 1.0, step_time: STEP, batch_evaluations: 1 };
+        let done = StepDone {
+            step: *step - 1,
+            timestep: 1.0,
+            step_time: STEP,
+            batch_evaluations: 1,
+            batch_work: 1.0,
+        };
         Ok(Step::Continue(DenoiseEvent::Step(done)))
     }
 }
@@ -92,6 +98,7 @@ fn details() -> DenoiserInfo {
         pooled_projection_dim: 3,
         scheduler: SchedulerConfig::new(SchedulerKind::Euler),
         training_buckets: Vec::new(),
+        cache_branch_costs: vec![0.5, 0.75],
     }
 }
 

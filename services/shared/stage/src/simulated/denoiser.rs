@@ -10,7 +10,7 @@ use crate::{
 };
 use anyhow::Context;
 use candle_core::{DType, Device as Memory, Tensor};
-use sdxl_core::{Size, StageKind};
+use sdxl_core::{Size, StageKind, StepKinds};
 use std::{ops::Range, path::Path, thread, time::Duration};
 
 /// Values that a step changes. More would only cost time: the latents after it depend on it all the same.
@@ -30,13 +30,17 @@ pub struct SimulatedDenoiser {
 pub struct SimulatedDenoiserRun {
     size: Size,
     steps: Range<u32>,
-    evaluations: u32,
+    kinds: StepKinds,
+    /// What an evaluation from the cache costs of a whole one.
+    cached: f32,
     checkpoint_interval: u32,
     timesteps: Vec<f32>,
     /// Of everything that a step's result depends on beside the latents.
     request: u64,
     shape: [usize; 3],
     latents: Summed,
+    /// Where steps are cached, the last one that was whole and the latents before it.
+    whole: Option<(u32, Summed)>,
     _present: Present,
 }
 
@@ -71,13 +75,16 @@ impl SimulatedDenoiserRun {
     fn step(
         &mut self,
         time: Duration,
-        batch_evaluations: u32,
+        (batch_evaluations, batch_work): (u32, f64),
     ) -> Result<StepOf<SimulatedDenoiser>, EngineError> {
         if self.steps.is_empty() {
             return self.tensor().map(Step::Done).map_err(EngineError::failed);
         }
         let step = self.steps.start;
         self.steps.start += 1;
+        if self.kinds.deep_cache.is_some() && self.kinds.is_whole(step) {
+            self.whole = Some((step, self.latents.clone()));
+        }
         let seed = Digest::of("step").number(self.request).number(step.into()).number(self.latents.sum());
         let mut draws = Draws::new(seed.finish());
         for _ in 0..CHANGED {
@@ -85,13 +92,21 @@ impl SimulatedDenoiserRun {
             self.latents.set(place, value);
         }
         let timestep = self.timesteps.get(step as usize).copied().unwrap_or_default();
-        let done = StepDone { step, timestep, step_time: time, batch_evaluations };
+        let done = StepDone { step, timestep, step_time: time, batch_evaluations, batch_work };
         Ok(Step::Continue(DenoiseEvent::Step(done)))
     }
 
     /// The latents as they are, `[4, height / 8, width / 8]` in f32.
     fn tensor(&self) -> candle_core::Result<Tensor> {
-        Tensor::from_slice(self.latents.values(), &self.shape, &Memory::Cpu)
+        self.tensor_of(&self.latents)
+    }
+
+    fn tensor_of(&self, latents: &Summed) -> candle_core::Result<Tensor> {
+        Tensor::from_slice(latents.values(), &self.shape, &Memory::Cpu)
+    }
+
+    fn work(&self) -> Work {
+        Work::of_steps(self.size, &self.kinds, self.steps.clone(), self.cached)
     }
 }
 
@@ -103,7 +118,8 @@ fn request(job: &DenoiseJob) -> candle_core::Result<u64> {
         .text(&format!("{:?}", job.scheduler))
         .number(job.num_inference_steps.into())
         .number(job.guidance_scale.to_bits().into())
-        .number(job.guidance_rescale.to_bits().into());
+        .number(job.guidance_rescale.to_bits().into())
+        .text(&format!("{:?} {:?}", job.guidance_steps.as_ref().filter(|_| guided), job.deep_cache));
     let digest = conditioning(digest, &job.conditioning)?;
     match job.negative_conditioning.as_ref().filter(|_| guided) {
         Some(negative) => conditioning(digest.text("negative"), negative),
@@ -167,19 +183,20 @@ impl Engine for SimulatedDenoiser {
         Ok(SimulatedDenoiserRun {
             size: job.size,
             steps: first..job.end_step,
-            evaluations: if job.guidance_scale > 1.0 { 2 } else { 1 },
+            kinds: job.kinds(),
+            cached: job.cached_cost(&self.profile.info),
             checkpoint_interval: job.checkpoint_interval,
             timesteps: (0..schedule.len()).map(|i| schedule.timestep(i)).collect(),
             request: request(&job).map_err(EngineError::failed)?,
             shape,
             latents: Summed::new(latents),
+            whole: None,
             _present: self.device.enter(),
         })
     }
 
     fn work(&self, run: &SimulatedDenoiserRun) -> Work {
-        let steps = run.steps.end.saturating_sub(run.steps.start);
-        Work { size: run.size, evaluations: run.evaluations, steps }
+        run.work()
     }
 
     fn max_batch(&self, size: Size) -> usize {
@@ -187,14 +204,15 @@ impl Engine for SimulatedDenoiser {
     }
 
     fn advance(&mut self, runs: &mut [&mut SimulatedDenoiserRun]) -> Vec<Result<StepOf<Self>, EngineError>> {
-        let going = runs.iter().filter(|run| !run.steps.is_empty());
-        let batch_evaluations = going.map(|run| run.evaluations).sum();
+        let going: Vec<_> = runs.iter().filter(|run| !run.steps.is_empty()).collect();
+        let batch_evaluations = going.iter().map(|run| run.kinds.evaluations(run.steps.start)).sum();
+        let batch_work = going.iter().map(|run| run.work().evaluations).sum();
         // Where all that is left is to hand over what is done, the network is not asked.
         let time = match runs.first().filter(|_| batch_evaluations > 0) {
-            Some(first) => self.device.work(self.profile.step(first.size, batch_evaluations)),
+            Some(first) => self.device.work(self.profile.step(first.size, batch_work)),
             None => Duration::ZERO,
         };
-        runs.iter_mut().map(|run| run.step(time, batch_evaluations)).collect()
+        runs.iter_mut().map(|run| run.step(time, (batch_evaluations, batch_work))).collect()
     }
 
     fn checkpoint(
@@ -205,11 +223,16 @@ impl Engine for SimulatedDenoiser {
         let step = run.steps.start;
         let interval = run.checkpoint_interval;
         // After the last step comes the result itself.
-        let is_due = interval > 0 && (now || step.is_multiple_of(interval) && !run.steps.is_empty());
+        let is_due =
+            interval > 0 && (now || run.kinds.is_checkpoint(step, interval) && !run.steps.is_empty());
         if !is_due {
             return Ok(None);
         }
-        let latents = run.tensor().map_err(EngineError::failed)?;
+        let (step, latents) = match &run.whole {
+            Some((whole, latents)) if !run.steps.is_empty() && !run.kinds.is_whole(step) => (*whole, latents),
+            _ => (step, &run.latents),
+        };
+        let latents = run.tensor_of(latents).map_err(EngineError::failed)?;
         Ok(Some(DenoiseEvent::Checkpoint(Checkpoint { revision: self.revision.clone(), step, latents })))
     }
 }

@@ -86,11 +86,11 @@ impl TextEncoderProfile {
 }
 
 impl DenoiserProfile {
-    /// A step with so many evaluations of the network, together.
-    pub(crate) fn step(&self, size: Size, evaluations: u32) -> Duration {
+    /// A step with so many evaluations of the network, together; one from a cache counts as a part.
+    pub(crate) fn step(&self, size: Size, evaluations: f64) -> Duration {
         let overhead = by_area(&self.steps, size, |time| time.overhead, Beyond::Same);
         let each = by_area(&self.steps, size, |time| time.per_evaluation, Beyond::InProportion);
-        seconds(overhead + f64::from(evaluations) * each)
+        seconds(overhead + evaluations * each)
     }
 
     /// The most pictures of `size` that share a step: as listed, else as many more or fewer than at the listed size next

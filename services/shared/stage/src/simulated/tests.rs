@@ -31,6 +31,7 @@ sample_size = 8
 cross_attention_dim = 6
 pooled_projection_dim = 3
 training_buckets = []
+cache_branch_costs = [0.25, 0.5]
 
 [base_unet.scheduler]
 _class_name = "EulerDiscreteScheduler"

@@ -132,7 +132,7 @@ impl Engine for SimulatedTextEncoder {
 
     fn work(&self, run: &SimulatedEncodeRun) -> Work {
         let steps = u32::try_from(run.inputs.len()).unwrap_or(u32::MAX);
-        Work { size: Size::new(0, 0), evaluations: 1, steps }
+        Work::even(Size::new(0, 0), 1, steps)
     }
 
     fn advance(&mut self, runs: &mut [&mut SimulatedEncodeRun]) -> Vec<Result<StepOf<Self>, EngineError>> {

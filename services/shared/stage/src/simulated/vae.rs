@@ -134,7 +134,7 @@ impl Engine for SimulatedVae {
     fn work(&self, run: &SimulatedDecodeRun) -> Work {
         // In latents, as the real one says it.
         let side = |pixels: u32| pixels / SIDE_MULTIPLE;
-        Work { size: Size::new(side(run.size.height), side(run.size.width)), evaluations: 1, steps: 1 }
+        Work::even(Size::new(side(run.size.height), side(run.size.width)), 1, 1)
     }
 
     fn advance(&mut self, runs: &mut [&mut SimulatedDecodeRun]) -> Vec<Result<StepOf<Self>, EngineError>> {

@@ -99,12 +99,14 @@ struct Steps {
     count: u32,
     time: Duration,
     evaluations: u32,
+    work: f64,
     last: Option<StepDone>,
 }
 
 impl Steps {
     fn new(interval: u32) -> Self {
-        Self { interval, told: Instant::now(), count: 0, time: Duration::ZERO, evaluations: 0, last: None }
+        let (told, time) = (Instant::now(), Duration::ZERO);
+        Self { interval, told, count: 0, time, evaluations: 0, work: 0.0, last: None }
     }
 
     /// One more; what to tell now.
@@ -112,6 +114,7 @@ impl Steps {
         self.count += 1;
         self.time += done.step_time;
         self.evaluations = self.evaluations.saturating_add(done.batch_evaluations);
+        self.work += done.batch_work;
         self.last = Some(done);
         let is_due = self.count >= self.interval || self.told.elapsed() >= LONGEST_SILENCE;
         if is_due { self.take() } else { None }
@@ -128,6 +131,7 @@ impl Steps {
             step_time: Some(duration(std::mem::take(&mut self.time) / steps)),
             batch_evaluations: std::mem::take(&mut self.evaluations) / steps,
             steps,
+            batch_work: std::mem::take(&mut self.work) / f64::from(steps),
         }))
     }
 }
@@ -159,7 +163,8 @@ mod tests {
 
     fn done(step: u32, milliseconds: u64, batch_evaluations: u32) -> StepDone {
         let step_time = Duration::from_millis(milliseconds);
-        StepDone { step, timestep: 900.0 - step as f32, step_time, batch_evaluations }
+        let batch_work = 0.5 * f64::from(batch_evaluations);
+        StepDone { step, timestep: 900.0 - step as f32, step_time, batch_evaluations, batch_work }
     }
 
     fn told(event: Option<&Event>) -> Option<(u32, f32, Duration, u32, u32)> {

@@ -11,6 +11,7 @@ fn denoiser(requires_aesthetics_score: bool) -> DenoiserInfo {
         pooled_projection_dim: 3,
         scheduler: SchedulerConfig::new(SchedulerKind::Euler),
         training_buckets: Vec::new(),
+        cache_branch_costs: vec![0.5, 0.75],
     }
 }
 
@@ -42,7 +43,13 @@ fn job() -> DenoiseJob {
         negative_conditioning: Some(conditioning()),
         start: DenoiseStart::Noise { seed: 1 },
         checkpoint_interval: 0,
+        guidance_steps: None,
+        deep_cache: None,
     }
+}
+
+fn cache(cache_interval: u32, cache_branch_id: u32) -> DeepCache {
+    DeepCache { cache_interval, cache_branch_id }
 }
 
 /// The fields that `change` makes wrong.
@@ -65,7 +72,7 @@ fn a_right_job_passes() {
 #[test]
 fn each_wrong_field_is_named() {
     type Change = fn(&mut DenoiseJob);
-    let cases: [(&str, Change); 15] = [
+    let cases: [(&str, Change); 20] = [
         ("size.height", |j| j.size.height = 60),
         ("size.width", |j| j.size.width = 4096),
         ("num_inference_steps", |j| j.num_inference_steps = 0),
@@ -84,6 +91,15 @@ fn each_wrong_field_is_named() {
         ("latents.shape", |j| j.start = DenoiseStart::Latents(zeros(&[4, 16, 8]))),
         ("noised_latents.noise.draws_before", |j| {
             j.start = DenoiseStart::NoisedLatents { latents: zeros(&[4, 8, 16]), seed: 0, draws_before: 99 };
+        }),
+        ("guidance_steps.end", |j| j.guidance_steps = Some(2..11)),
+        ("guidance_steps.begin", |j| j.guidance_steps = Some(Range { start: 6, end: 5 })),
+        ("deep_cache.cache_interval", |j| j.deep_cache = Some(cache(1, 0))),
+        ("deep_cache.cache_branch_id", |j| j.deep_cache = Some(cache(20, 2))),
+        ("checkpoint.step", |j| {
+            j.deep_cache = Some(cache(3, 1));
+            let latents = zeros(&[4, 8, 16]);
+            j.start = DenoiseStart::Checkpoint(Checkpoint { revision: "r".to_owned(), step: 4, latents });
         }),
     ];
     for (field, change) in cases {
@@ -104,6 +120,23 @@ fn each_wrong_field_is_named() {
 fn without_guidance_no_negative_half_is_needed() {
     let change = |j: &mut DenoiseJob| (j.guidance_scale, j.negative_conditioning) = (1.0, None);
     assert_eq!(wrong(false, change), [""; 0]);
+    // Guided steps are the other stage's.
+    let change = |j: &mut DenoiseJob| {
+        (j.end_step, j.guidance_steps, j.negative_conditioning) = (8, Some(8..10), None);
+    };
+    assert_eq!(wrong(false, change), [""; 0]);
+}
+
+#[test]
+fn a_checkpoint_is_gone_on_from_where_a_step_is_whole_or_none_is_left() {
+    for step in [0, 3, 9, 10] {
+        let change = |j: &mut DenoiseJob| {
+            j.deep_cache = Some(cache(3, 1));
+            let latents = zeros(&[4, 8, 16]);
+            j.start = DenoiseStart::Checkpoint(Checkpoint { revision: "r".to_owned(), step, latents });
+        };
+        assert_eq!(wrong(false, change), [""; 0], "step {step}");
+    }
 }
 
 #[test]

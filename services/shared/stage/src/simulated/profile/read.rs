@@ -68,6 +68,9 @@ struct Denoiser {
     /// `[height, width]` each.
     #[serde(default)]
     training_buckets: Vec<[u32; 2]>,
+    /// By cache_branch_id, the part of an evaluation that is computed where the rest comes from the cache.
+    #[serde(default)]
+    cache_branch_costs: Vec<f32>,
     /// As `scheduler_config.json`.
     scheduler: Map<String, Value>,
     step: Vec<Step>,
@@ -181,7 +184,11 @@ fn denoiser(kind: StageKind, file: &Denoiser, latent_channels: u32) -> anyhow::R
             .enumerate()
             .map(|(i, bucket)| size(&key(&format!("training_buckets[{i}]")), *bucket))
             .collect::<anyhow::Result<_>>()?,
+        cache_branch_costs: file.cache_branch_costs.clone(),
     };
+    if let Some(cost) = info.cache_branch_costs.iter().find(|cost| !(0.0..=1.0).contains(*cost)) {
+        bail!("{}: {cost} is not in 0..=1", key("cache_branch_costs"));
+    }
     let step = |(i, step): (usize, &Step)| {
         let key = |name: &str| format!("{section}.step[{i}].{name}");
         let most = 1..=MOST_TOGETHER;

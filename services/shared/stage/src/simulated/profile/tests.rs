@@ -7,7 +7,7 @@ fn shipped() -> Profile {
 }
 
 fn seconds_of(size: u32, evaluations: u32) -> f64 {
-    shipped().base_unet.step(Size::new(size, size), evaluations).as_secs_f64()
+    shipped().base_unet.step(Size::new(size, size), f64::from(evaluations)).as_secs_f64()
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn sizes_that_are_not_listed_follow_from_those_that_are() {
     near(seconds_of(2048, 4), 0.0066 + 4.0 * 4.0 * 0.0082);
     near(seconds_of(256, 4), 0.0066 + 4.0 * 0.0024 / 4.0);
     // Of the same area as a listed one.
-    let wide = shipped().base_unet.step(Size::new(512, 2048), 2).as_secs_f64();
+    let wide = shipped().base_unet.step(Size::new(512, 2048), 2.0).as_secs_f64();
     near(wide, seconds_of(1024, 2));
     near(shipped().vae.picture(Size::new(512, 1024)).as_secs_f64(), 0.030 + 0.097 / 3.0);
     let together = |side| shipped().base_unet.max_batch(Size::new(side, side));

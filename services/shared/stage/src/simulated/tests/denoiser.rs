@@ -6,7 +6,7 @@ use crate::{
     simulated::{Profile, SimulatedDenoiser},
 };
 use candle_core::{DType, Tensor};
-use sdxl_core::{CropCoords, Size, StageKind};
+use sdxl_core::{CropCoords, DeepCache, Size, StageKind};
 use std::time::{Duration, Instant};
 
 fn denoiser(kind: StageKind) -> SimulatedDenoiser {
@@ -36,6 +36,8 @@ fn job(steps: u32, seed: u64) -> DenoiseJob {
         negative_conditioning: Some(conditioning(-1.0)),
         start: DenoiseStart::Noise { seed },
         checkpoint_interval: 0,
+        guidance_steps: None,
+        deep_cache: None,
     }
 }
 
@@ -95,7 +97,7 @@ fn steps_and_latents_are_told_as_by_the_real_engine() {
 
     let unguided = DenoiseJob { guidance_scale: 1.0, ..job(4, 7) };
     let run = engine.begin(unguided).unwrap();
-    assert_eq!(engine.work(&run), Work { size: Size::new(64, 72), evaluations: 1, steps: 4 });
+    assert_eq!(engine.work(&run), Work::even(Size::new(64, 72), 1, 4));
 }
 
 #[test]
@@ -138,6 +140,45 @@ fn every_checkpoint_leads_to_the_same_latents_bit_for_bit() {
 }
 
 #[test]
+fn steps_outside_of_the_guidance_interval_and_from_the_cache_are_less_work() {
+    let mut engine = denoiser(StageKind::BaseUnet);
+    let deep_cache = Some(DeepCache { cache_interval: 2, cache_branch_id: 1 });
+    let job = DenoiseJob { guidance_steps: Some(0..3), deep_cache, ..job(5, 7) };
+    let begun = engine.begin(job.clone()).unwrap();
+    let mean_evaluations = (2.0 + 1.0 + 2.0 + 1.0 + 1.0) / 5.0;
+    let work = Work { evaluations: 2.0, mean_evaluations, ..Work::even(Size::new(64, 72), 2, 5) };
+    assert_eq!(engine.work(&begun), work);
+    let (events, _) = run(&mut engine, job);
+    assert_eq!(events.iter().map(|e| e.batch_evaluations).collect::<Vec<_>>(), [2, 2, 2, 1, 1]);
+    // The third is whole, and the fourth, where guidance ends, and the fifth.
+    assert_eq!(events.iter().map(|e| e.batch_work).collect::<Vec<_>>(), [2.0, 1.0, 2.0, 1.0, 1.0]);
+}
+
+#[test]
+fn cached_runs_are_gone_on_with_from_their_whole_steps() {
+    let mut engine = denoiser(StageKind::BaseUnet);
+    let deep_cache = Some(DeepCache { cache_interval: 3, cache_branch_id: 0 });
+    let whole = DenoiseJob { checkpoint_interval: 2, deep_cache, ..job(8, 7) };
+    let latents = bytes(&run(&mut engine, whole.clone()).1);
+    let mut first = engine.begin(whole.clone()).unwrap();
+    let (mut due, mut last) = (Vec::new(), Vec::new());
+    while let Step::Continue(_) = engine.advance(&mut [&mut first]).remove(0).unwrap() {
+        for (now, checkpoints) in [(false, &mut due), (true, &mut last)] {
+            if let Some(DenoiseEvent::Checkpoint(checkpoint)) = engine.checkpoint(&first, now).unwrap() {
+                checkpoints.push(checkpoint);
+            }
+        }
+    }
+    let steps = |made: &[Checkpoint]| made.iter().map(|c| c.step).collect::<Vec<_>>();
+    assert_eq!(steps(&due), [3, 6]);
+    assert_eq!(steps(&last), [0, 0, 3, 3, 3, 6, 6, 8]);
+    for checkpoint in due.into_iter().chain(last) {
+        let resumed = DenoiseJob { start: DenoiseStart::Checkpoint(checkpoint), ..whole.clone() };
+        assert_eq!(bytes(&run(&mut engine, resumed).1), latents);
+    }
+}
+
+#[test]
 fn a_schedule_in_two_parts_is_the_schedule() {
     let mut engine = denoiser(StageKind::BaseUnet);
     let (_, latents) = run(&mut engine, job(4, 7));
@@ -154,7 +195,7 @@ fn all_that_is_asked_for_counts() {
         draws_before,
     };
     type Change<'a> = &'a dyn Fn(&mut DenoiseJob);
-    let changes: [Change<'_>; 12] = [
+    let changes: [Change<'_>; 15] = [
         &|_| {},
         &|job| job.start = DenoiseStart::Noise { seed: 2 },
         &|job| job.start = DenoiseStart::Latents(tensor(0.5, &[4, 8, 9])),
@@ -167,6 +208,9 @@ fn all_that_is_asked_for_counts() {
         &|job| job.conditioning.crops_coords_top_left.left = 8,
         &|job| job.conditioning.original_size = Size::new(72, 64),
         &|job| (job.num_inference_steps, job.end_step) = (9, 3),
+        &|job| job.guidance_steps = Some(0..2),
+        &|job| job.deep_cache = Some(DeepCache { cache_interval: 2, cache_branch_id: 0 }),
+        &|job| job.deep_cache = Some(DeepCache { cache_interval: 2, cache_branch_id: 1 }),
     ];
     let mut engine = denoiser(StageKind::BaseUnet);
     let mut seen = Vec::new();

@@ -41,7 +41,7 @@ impl Device {
     /// Seconds of a step of so many guided pictures.
     fn step(&self, size: Size, pictures: usize) -> f64 {
         let base = self.profile.denoiser(StageKind::BaseUnet).unwrap();
-        self.slowed * base.step(size, 2 * u32::try_from(pictures).unwrap()).as_secs_f64()
+        self.slowed * base.step(size, f64::from(2 * u32::try_from(pictures).unwrap())).as_secs_f64()
     }
 
     fn max_batch(&self, size: Size) -> usize {
