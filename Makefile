@@ -1,7 +1,7 @@
 # Every target works on a clean Debian machine with Rust; what else it needs, it installs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: run test test-kubernetes tools chart-readme soak lint bench bench-scale model model-smoke help
+.PHONY: run test test-kubernetes tools chart-readme soak lint cuda bench bench-scale model model-smoke help
 PROMPT ?= a large red circle on a blue background
 
 run: ## Build, start every service here, make a picture through gRPC and say where it is (PROMPT="...")
@@ -45,6 +45,9 @@ model: ## Train the shipped model anew by its recipe and measure it, in target/m
 
 model-smoke: ## Train every stage of a tiny model from nothing, and see the losses fall (minutes)
 	cargo test --release -p sdxl-trainer --test training -- --ignored --nocapture
+
+cuda: ## Build the stages for NVIDIA GPUs into target/cuda, without needing one (COMPUTE_CAP=90; 10 GB of disk, half an hour)
+	services/shared/models/cuda.sh
 
 bench: ## Beside PyTorch and OpenVINO on the same weights (PARTS="unet vae text picture start approximate", and f32 or bf16 for one alone; 25 GB of disk, 22 GB of memory)
 	integration-tests/benches/run.sh $(PARTS)

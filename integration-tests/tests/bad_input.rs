@@ -53,7 +53,7 @@ fn cases() -> Vec<Case> {
         (with(|r| r.guidance_rescale = Some(-0.5)), "guidance_rescale", &["-0.5"]),
         (guided(Some(-0.1), None), "guidance_interval.start", &["-0.1", "0..=1"]),
         (guided(None, Some(f32::NAN)), "guidance_interval.stop", &["NaN", "0..=1"]),
-        (guided(Some(0.5), Some(0.5)), "guidance_interval.start", &["0.5", "below"]),
+        (guided(Some(0.5), Some(0.5)), "guidance_interval", &["0.5", "below"]),
         (guided(Some(0.01), Some(0.02)), "guidance_interval", &["0.01..0.02", "no step"]),
         (cached(1, 0), "deep_cache.cache_interval", &["1 ", "2..=20"]),
         (cached(21, 0), "deep_cache.cache_interval", &["21", "2..=20"]),

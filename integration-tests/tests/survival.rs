@@ -183,6 +183,7 @@ async fn two_hundred_requests_survive_a_fault_every_second() {
     );
     assert!(failed.is_empty(), "{}\n{}", failed.join("\n"), fleet.coordinator.stderr());
     assert!(faults.iter().all(|count| *count > 0) && resumes > 0, "nothing was survived");
-    let allowed = 1.2 * f64::from(CHECKPOINT_INTERVAL) * f64::from(resumes);
+    // Every other request has one step of three to go back to, up to two steps further.
+    let allowed = (1.2 * f64::from(CHECKPOINT_INTERVAL) + 1.0) * f64::from(resumes);
     assert!(f64::from(repeated) <= allowed, "{repeated} steps repeated for {resumes} losses");
 }

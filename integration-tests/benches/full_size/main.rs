@@ -67,7 +67,9 @@ fn main() -> ExitCode {
         let tables = run(&peers);
         let text = document::section(&tables, &peers);
         println!("{text}");
-        document::write(&[&[*name], &dtypes[..]].concat().join(" "), &text);
+        // What changes pictures is measured in f32 only.
+        let only = if *name == "approximate" { &[] } else { &dtypes[..] };
+        document::write(&[&[*name], only].concat().join(" "), &text);
         met &= tables.iter().all(|table| table.met());
     }
     if met { ExitCode::SUCCESS } else { ExitCode::FAILURE }

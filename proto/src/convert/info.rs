@@ -15,6 +15,7 @@ impl From<&DenoiserInfo> for v1::DenoiserDetails {
             scheduler: Some((&info.scheduler).into()),
             training_buckets: info.training_buckets.iter().map(|size| (*size).into()).collect(),
             cache_branch_costs: info.cache_branch_costs.clone(),
+            guidance_steps: info.guidance_steps,
         }
     }
 }
@@ -33,6 +34,7 @@ impl TryFrom<&v1::DenoiserDetails> for DenoiserInfo {
             scheduler: SchedulerConfig::try_from(scheduler)?,
             training_buckets: details.training_buckets.iter().map(|size| Size::from(*size)).collect(),
             cache_branch_costs: details.cache_branch_costs.clone(),
+            guidance_steps: details.guidance_steps,
         })
     }
 }

@@ -155,6 +155,7 @@ pub(crate) mod tests {
             scheduler: SchedulerConfig::new(SchedulerKind::Euler),
             training_buckets: Vec::new(),
             cache_branch_costs: vec![0.25],
+            guidance_steps: true,
         })
     }
 

@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use candle_core::{DType, Device};
 use sdxl_core::{Conditioner, ConditionerInfo, StageKind};
 use sdxl_models::{Packing, PipelineDir, PipelineKind, TextConditioner};
-use sdxl_stage::{Details, StageInfo};
+use sdxl_stage::{Details, StageInfo, device_name};
 use std::path::Path;
 
 impl TextEncoderEngine {
@@ -36,7 +36,7 @@ impl TextEncoderEngine {
             kind: StageKind::TextEncoder,
             model: dir.name().to_owned(),
             revision,
-            device: "cpu".to_owned(),
+            device: device_name(device),
             dtype,
             details: Details::TextEncoder(described),
         };

@@ -36,11 +36,11 @@ struct Args {
 
 fn main() -> ExitCode {
     let Args { base, refiner, stage } = Args::parse();
-    let (dtype, device, engine) = (stage.dtype.dtype(), stage.device.device(), stage.engine.clone());
+    let (dtype, device, engine) = (stage.dtype.dtype(), stage.device, stage.engine.clone());
     match engine.kind {
         EngineKind::Candle => serve::text_encoder(&stage, move || {
             let base = engine.checkpoint("--base", base)?;
-            TextEncoderEngine::load(&base, refiner.as_deref(), dtype, &device)
+            TextEncoderEngine::load(&base, refiner.as_deref(), dtype, &device.open()?)
         }),
         EngineKind::Simulated => {
             serve::text_encoder(&stage, move || SimulatedTextEncoder::load(engine.profile()?))

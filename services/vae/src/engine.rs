@@ -10,7 +10,7 @@ use sdxl_models::{
     vae::{VaeConfig, VaeDecoder, to_rgb8},
 };
 use sdxl_stage::{
-    Details, Engine, EngineError, StageInfo, Step, StepOf, Work,
+    Details, Engine, EngineError, StageInfo, Step, StepOf, Work, device_name,
     jobs::{DecodeJob, EncodedPicture},
 };
 use std::{convert::Infallible, path::Path};
@@ -51,7 +51,7 @@ impl VaeEngine {
             kind: StageKind::Vae,
             model: dir.name().to_owned(),
             revision: dir.revision(&["vae"])?,
-            device: "cpu".to_owned(),
+            device: device_name(device),
             dtype,
             details: Details::Vae(details),
         };

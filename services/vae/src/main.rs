@@ -32,11 +32,11 @@ struct Args {
 
 fn main() -> ExitCode {
     let Args { model, stage } = Args::parse();
-    let (dtype, device, engine) = (stage.dtype.dtype(), stage.device.device(), stage.engine.clone());
+    let (dtype, device, engine) = (stage.dtype.dtype(), stage.device, stage.engine.clone());
     match engine.kind {
-        EngineKind::Candle => {
-            serve::vae(&stage, move || VaeEngine::load(&engine.checkpoint("--model", model)?, dtype, &device))
-        }
+        EngineKind::Candle => serve::vae(&stage, move || {
+            VaeEngine::load(&engine.checkpoint("--model", model)?, dtype, &device.open()?)
+        }),
         EngineKind::Simulated => serve::vae(&stage, move || SimulatedVae::load(engine.profile()?)),
     }
 }

@@ -271,7 +271,12 @@ pub(crate) struct ApproximationArgs {
     pub(crate) guidance_stop: Option<f32>,
 
     /// Of so many steps, 2 to 20, one is computed whole; the others take up what its inner layers made (DeepCache)
-    #[arg(long, env = "SDXL_CACHE_INTERVAL", value_name = "N")]
+    #[arg(
+        long,
+        env = "SDXL_CACHE_INTERVAL",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(2..=20)
+    )]
     pub(crate) cache_interval: Option<u32>,
 
     /// The skip connection within which nothing is computed anew, counted from the outermost [default: 0]

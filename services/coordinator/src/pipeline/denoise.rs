@@ -403,3 +403,15 @@ fn conditioning(plan: &ConditioningPlan, texts: &Texts) -> v1::Conditioning {
 async fn finish(events: &mut Streaming<v1::DenoiseResponse>) {
     let _ = timeout(END_TIMEOUT, events.message()).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_together_is_told_in_parts_or_in_evaluations() {
+        let progress =
+            |batch_work| v1::DenoiseProgress { batch_evaluations: 4, batch_work, ..Default::default() };
+        assert_eq!((together(&progress(0.25), 1000), together(&progress(0.0), 1000)), (250, 4000));
+    }
+}

@@ -40,10 +40,21 @@ pub enum Details {
 }
 
 impl StageInfo {
-    /// Whether both give the same bytes for the same work, on the same kind of device.
+    /// Whether both give the same bytes for the same work, on the same kind of device, and take the same work.
     #[must_use]
     pub fn computes_as(&self, other: &Self) -> bool {
-        (&self.revision, self.dtype, &self.details) == (&other.revision, other.dtype, &other.details)
+        (&self.revision, self.dtype, self.work()) == (&other.revision, other.dtype, other.work())
+    }
+
+    /// The details, and how many branches there are for step caching; what each costs is an estimate, which no byte depends on.
+    fn work(&self) -> (Details, usize) {
+        match &self.details {
+            Details::Denoiser(info) => {
+                let rest = DenoiserInfo { cache_branch_costs: Vec::new(), ..info.clone() };
+                (Details::Denoiser(rest), info.cache_branch_costs.len())
+            }
+            other => (other.clone(), 0),
+        }
     }
 
     /// Checks an answer of `GetStage` from a replica that should be of `stage`.
@@ -81,12 +92,19 @@ impl StageInfo {
     }
 }
 
+/// More skip connections than any network of the kind has.
+const MAX_BRANCHES: usize = 64;
+
 fn denoiser(details: &v1::DenoiserDetails) -> Result<DenoiserInfo, String> {
     let info = DenoiserInfo::try_from(details).map_err(|error| error.to_string())?;
     in_range("latent_channels", info.latent_channels, 64)?;
     in_range("sample_size", info.sample_size, 1024)?;
     if info.training_buckets.iter().any(|size| size.height == 0 || size.width == 0) {
         return Err("training_buckets holds a size without area".to_owned());
+    }
+    let costs = &info.cache_branch_costs;
+    if costs.len() > MAX_BRANCHES || !costs.iter().all(|cost| (0.0..=1.0).contains(cost)) {
+        return Err(format!("cache_branch_costs are not up to {MAX_BRANCHES} numbers in 0..=1"));
     }
     Ok(info)
 }
@@ -127,6 +145,36 @@ mod tests {
         assert!(StageInfo::new(StageKind::Vae, answer(8)).is_ok());
         let error = StageInfo::new(StageKind::Vae, answer(0)).unwrap_err();
         assert_eq!(error, "vae_scale_factor 0 is not in 1..=64");
+    }
+
+    fn base(costs: &[f32]) -> Result<StageInfo, String> {
+        let details = v1::DenoiserDetails {
+            latent_channels: 4,
+            sample_size: 128,
+            scheduler: Some((&sdxl_core::SchedulerConfig::new(sdxl_core::SchedulerKind::Euler)).into()),
+            cache_branch_costs: costs.to_vec(),
+            ..Default::default()
+        };
+        let answer = v1::GetStageResponse {
+            stage: v1::Stage::BaseUnet.into(),
+            details: Some(WireDetails::Denoiser(details)),
+            ..answer(8)
+        };
+        StageInfo::new(StageKind::BaseUnet, answer)
+    }
+
+    #[test]
+    fn costs_that_work_is_counted_by_are_checked() {
+        for wrong in [&[0.5, f32::NAN][..], &[-0.1], &[1.5], &[f32::INFINITY], &[0.5; 65]] {
+            assert_eq!(base(wrong).unwrap_err(), "cache_branch_costs are not up to 64 numbers in 0..=1");
+        }
+    }
+
+    #[test]
+    fn estimates_do_not_tell_replicas_apart_and_what_they_take_does() {
+        let info = base(&[0.25, 0.5]).unwrap();
+        assert!(info.computes_as(&base(&[0.3, 0.6]).unwrap()));
+        assert!(!info.computes_as(&base(&[0.25]).unwrap()) && !info.computes_as(&base(&[]).unwrap()));
     }
 
     #[test]

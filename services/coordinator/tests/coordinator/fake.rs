@@ -133,6 +133,7 @@ fn details(stage: StageKind) -> Details {
         },
         training_buckets: vec![Size::new(128, 128), Size::new(96, 160)],
         cache_branch_costs: vec![0.25, 0.5],
+        guidance_steps: true,
     };
     match stage {
         StageKind::TextEncoder => Details::TextEncoder(v1::TextEncoderDetails {

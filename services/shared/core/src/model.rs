@@ -92,6 +92,8 @@ pub struct DenoiserInfo {
     /// By `cache_branch_id`, what an evaluation from the cache costs of a whole one, 0 to 1; empty for a denoiser that
     /// caches nothing.
     pub cache_branch_costs: Vec<f32>,
+    /// Whether guidance may be on in some steps only.
+    pub guidance_steps: bool,
 }
 
 /// The VAE stage.

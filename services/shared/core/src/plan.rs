@@ -10,7 +10,7 @@ use crate::{
     schedule::Schedule,
     scheduler::SchedulerConfig,
     size::{CropCoords, Size},
-    steps::{DeepCache, StepKinds},
+    steps::{DeepCache, StepKinds, meet},
 };
 use std::ops::Range;
 use thiserror::Error;
@@ -113,7 +113,7 @@ pub struct DenoisePlan {
     pub guidance_scale: f32,
     /// 0 for none.
     pub guidance_rescale: f32,
-    /// The steps with guidance, where it does not go over the whole schedule.
+    /// The steps with guidance, where an interval is asked for.
     pub guidance_steps: Option<Range<u32>>,
     /// Step caching, and what an evaluation from the cache costs of a whole one.
     pub deep_cache: Option<(DeepCache, f32)>,
@@ -323,7 +323,7 @@ impl Slice {
         if num_inference_steps > MAX_STEPS {
             return None; // already noted
         }
-        let interval = request.guidance_interval.filter(GuidanceInterval::is_one);
+        let interval = request.guidance_interval.filter(GuidanceInterval::is_part);
         match Schedule::new(&config, num_inference_steps) {
             Ok(schedule) => Some((
                 Self {
@@ -346,7 +346,7 @@ impl Slice {
     /// Whether guidance is on in any of its steps.
     fn is_guided(&self, request: &GenerateRequest) -> bool {
         let steps = self.guidance_steps.clone().unwrap_or(0..u32::MAX);
-        guidance_scale(request) > 1.0 && steps.start.max(self.begin_step) < steps.end.min(self.end_step)
+        guidance_scale(request) > 1.0 && meet(&steps, &(self.begin_step..self.end_step))
     }
 
     fn into_plan(

@@ -63,7 +63,7 @@ pub struct GenerateRequest {
     pub deep_cache: Option<DeepCacheRequest>,
 }
 
-/// The part of the schedule with guidance, as fractions of its steps: those of diffusers' `ClassifierFreeGuidance`.
+/// The part of the schedule with guidance, as fractions of its steps, in the words of diffusers' `ClassifierFreeGuidance`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GuidanceInterval {
     /// 0.0 where absent.
@@ -79,11 +79,11 @@ impl GuidanceInterval {
         [self.start.unwrap_or(0.0), self.stop.unwrap_or(1.0)]
     }
 
-    /// Whether it lies within the schedule and begins before it ends, as it must.
+    /// Whether it is a part of the schedule, as it should be, and not the whole.
     #[must_use]
-    pub fn is_one(&self) -> bool {
+    pub fn is_part(&self) -> bool {
         let [start, stop] = self.ends();
-        0.0 <= start && start < stop && stop <= 1.0
+        0.0 <= start && start < stop && stop <= 1.0 && (start > 0.0 || stop < 1.0)
     }
 }
 

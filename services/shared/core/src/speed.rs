@@ -10,7 +10,7 @@ const NEWEST: f64 = 0.2;
 /// picture, and in part where the rest comes from a cache), as running means.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepTimes {
-    /// Seconds by thousandths of an evaluation, by height and width.
+    /// Seconds by hundredths of an evaluation, by height and width.
     known: BTreeMap<(u32, u32), BTreeMap<u32, f64>>,
 }
 
@@ -26,7 +26,7 @@ impl StepTimes {
         let seconds = time.as_secs_f64();
         let of_size = self.known.entry((size.height, size.width)).or_default();
         of_size
-            .entry(thousandths(evaluations))
+            .entry(hundredths(evaluations))
             .and_modify(|mean| *mean += NEWEST * (seconds - *mean))
             .or_insert(seconds);
     }
@@ -35,7 +35,7 @@ impl StepTimes {
     /// at the size next to it in area, in proportion. `None` while nothing is known.
     #[must_use]
     pub fn estimate(&self, size: Size, evaluations: f64) -> Option<Duration> {
-        let evaluations = thousandths(evaluations);
+        let evaluations = hundredths(evaluations);
         let seconds = match self.known.get(&(size.height, size.width)) {
             Some(of_size) => between(of_size, evaluations)?,
             None => {
@@ -56,7 +56,7 @@ impl StepTimes {
     /// Whether a step of `evaluations` at `size` has been seen.
     #[must_use]
     pub fn knows(&self, size: Size, evaluations: f64) -> bool {
-        let evaluations = thousandths(evaluations);
+        let evaluations = hundredths(evaluations);
         self.known.get(&(size.height, size.width)).is_some_and(|of_size| of_size.contains_key(&evaluations))
     }
 }
@@ -66,8 +66,8 @@ impl StepTimes {
     clippy::cast_sign_loss,
     reason = "as casts saturate, so does this"
 )]
-fn thousandths(evaluations: f64) -> u32 {
-    ((evaluations * 1000.0).round() as u32).max(1)
+fn hundredths(evaluations: f64) -> u32 {
+    ((evaluations * 100.0).round() as u32).max(1)
 }
 
 /// Linear between the numbers of evaluations that were seen; beyond the largest in proportion, below the smallest as

@@ -36,6 +36,12 @@ impl StepKinds {
         self.guided.contains(&step)
     }
 
+    /// Whether guidance is on in any of `steps`.
+    #[must_use]
+    pub fn is_guided_in(&self, steps: Range<u32>) -> bool {
+        meet(&self.guided, &steps)
+    }
+
     /// How many items the network is given in `step`: two with guidance.
     #[must_use]
     pub fn evaluations(&self, step: u32) -> u32 {
@@ -69,6 +75,11 @@ impl StepKinds {
         let before = (self.begin_step..step).rev().find(|earlier| self.is_whole(*earlier));
         step / interval > before.unwrap_or(self.begin_step) / interval
     }
+}
+
+/// Whether some step is in both.
+pub(crate) fn meet(a: &Range<u32>, b: &Range<u32>) -> bool {
+    a.start.max(b.start) < a.end.min(b.end)
 }
 
 #[cfg(test)]

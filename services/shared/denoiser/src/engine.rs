@@ -209,7 +209,7 @@ impl Engine for DenoiserEngine {
         let started = Instant::now();
         let going: Vec<_> = runs.iter().filter(|run| !run.run.is_done()).collect();
         let batch_evaluations = going.iter().map(|run| run.kinds.evaluations(run.ahead().start)).sum();
-        let batch_work = going.iter().map(|run| self.work(run).evaluations).sum();
+        let batch_work = going.iter().map(|run| run.kinds.cost(run.ahead().start, run.cached)).sum();
         let mut inner: Vec<_> = runs.iter_mut().map(|run| &mut run.run).collect();
         let steps = match denoise::step_together(&self.unet, &mut inner) {
             Ok(steps) => steps,

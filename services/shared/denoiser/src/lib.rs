@@ -36,10 +36,10 @@ pub struct DenoiserArgs<const PORT: u16> {
 /// [`StageKind::Refiner`], until told to stop.
 pub fn run<const PORT: u16>(kind: StageKind, args: DenoiserArgs<PORT>) -> ExitCode {
     let DenoiserArgs { model, max_batch, stage } = args;
-    let (dtype, device, engine) = (stage.dtype.dtype(), stage.device.device(), stage.engine.clone());
+    let (dtype, device, engine) = (stage.dtype.dtype(), stage.device, stage.engine.clone());
     match engine.kind {
         EngineKind::Candle => serve::denoiser(kind, &stage, move || {
-            let model = engine.checkpoint("--model", model)?;
+            let (model, device) = (engine.checkpoint("--model", model)?, device.open()?);
             DenoiserEngine::load(kind, &model, (dtype, &device), &max_batch)
         }),
         EngineKind::Simulated => serve::denoiser(kind, &stage, move || {

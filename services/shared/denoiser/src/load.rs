@@ -9,7 +9,7 @@ use sdxl_models::{
     text::ClipTextConfig,
     unet::{Unet, UnetConfig},
 };
-use sdxl_stage::{BatchLimit, Details, StageInfo};
+use sdxl_stage::{BatchLimit, Details, StageInfo, device_name};
 use std::path::Path;
 
 impl DenoiserEngine {
@@ -38,7 +38,7 @@ impl DenoiserEngine {
             kind,
             model: dir.name().to_owned(),
             revision: revision.clone(),
-            device: "cpu".to_owned(),
+            device: device_name(device),
             dtype,
             details: Details::Denoiser(denoiser.clone()),
         };
@@ -111,5 +111,6 @@ fn describe(dir: &PipelineDir, config: &UnetConfig) -> anyhow::Result<DenoiserIn
         scheduler: dir.scheduler_config()?,
         training_buckets: dir.training_buckets()?.unwrap_or_default(),
         cache_branch_costs: config.cache_branch_costs(),
+        guidance_steps: true,
     })
 }

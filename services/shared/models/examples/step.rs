@@ -1,6 +1,7 @@
 //! Seconds that a guided step of a checkpoint's UNet takes in this process alone, to be watched by a profiler.
 //!
-//! `cargo run --release -p sdxl-models --example step -- CHECKPOINT f32|bf16 [LATENT_SIDE] [STEPS]`
+//! `cargo run --release -p sdxl-models --example step -- CHECKPOINT f32|bf16|plain [LATENT_SIDE] [STEPS]`; plain is f32 by candle's
+//! layers and the project's first kernels, without packed weights.
 
 use std::{path::Path, time::Instant};
 
@@ -14,17 +15,18 @@ use sdxl_models::{
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let [_, checkpoint, dtype, rest @ ..] = args.as_slice() else {
-        println!("usage: step CHECKPOINT f32|bf16 [LATENT_SIDE] [STEPS]");
+        println!("usage: step CHECKPOINT f32|bf16|plain [LATENT_SIDE] [STEPS]");
         return;
     };
     let number = |i: usize, default| rest.get(i).map_or(default, |n| n.parse().expect("a number"));
     let (side, steps) = (number(0, 64), number(1, 3));
-    let dtype = if dtype == "bf16" { DType::BF16 } else { DType::F32 };
+    let dtype_name = dtype.as_str();
+    let dtype = if dtype_name == "bf16" { DType::BF16 } else { DType::F32 };
     let began = Instant::now();
     let dir = PipelineDir::open(Path::new(checkpoint)).unwrap();
     let config = UnetConfig::open(&dir.unet().join("config.json")).unwrap();
     let unet = {
-        let _packing = Packing::new();
+        let _packing = (dtype_name != "plain").then(Packing::new);
         Unet::new(&Weights::open(&dir.unet()).unwrap().var_builder(dtype, &Device::Cpu), &config).unwrap()
     };
     println!("loaded in {:.2} s", began.elapsed().as_secs_f64());

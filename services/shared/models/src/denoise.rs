@@ -237,6 +237,9 @@ impl DenoiseRun {
             false => predicted,
         };
         self.latents = sampler::step(&self.schedule.step(i), &self.latents, predicted)?;
+        if self.is_done() {
+            self.whole = None;
+        }
         finite::check(&self.latents, "latents", Some(i))
     }
 }
@@ -298,7 +301,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// The parts of `together` that are each run's.
+/// The parts of `together` that are each run's: views of it.
 fn parts(together: &Tensor, evaluations: &[usize]) -> Result<Vec<Tensor>, ModelError> {
     let mut first = 0;
     let part = |count: &usize| {
@@ -308,12 +311,20 @@ fn parts(together: &Tensor, evaluations: &[usize]) -> Result<Vec<Tensor>, ModelE
     evaluations.iter().map(part).collect()
 }
 
+/// A part for itself: a view would hold what all of the batch left for as long as one of them needs its own.
+fn alone(part: Tensor, of: usize) -> candle_core::Result<Tensor> {
+    if part.dim(0)? < of { part.force_contiguous() } else { Ok(part) }
+}
+
 /// What the whole network predicts for each; what those that cache steps need later is kept.
 fn evaluate_whole(
     unet: &Unet,
     runs: &mut [&mut DenoiseRun],
     members: &[(usize, usize)],
 ) -> Result<Vec<Tensor>, ModelError> {
+    for (place, _) in members {
+        runs[*place].whole = None; // before there is more of the kind
+    }
     let given = Given::new(runs, members)?;
     let branches: BTreeSet<_> =
         members.iter().filter_map(|(place, i)| runs[*place].caching(*i)).map(|(branch, _)| branch).collect();
@@ -325,6 +336,7 @@ fn evaluate_whole(
         for ((place, i), features) in members.iter().zip(parts(&features, &evaluations)?) {
             let run = &mut *runs[*place];
             if run.caching(*i).is_some_and(|(own, _)| own == branch) {
+                let features = alone(features, evaluations.iter().sum())?;
                 run.whole = Some(Whole { step: *i, latents: run.latents.clone(), features });
             }
         }

@@ -7,6 +7,8 @@ pub mod checkpoint;
 pub mod config;
 mod conv;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod denoise;
 pub mod error;
 mod finite;

@@ -9,6 +9,9 @@ use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, T
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use {crate::cuda, candle_core::CudaStorage};
+
 use crate::{
     autograd,
     cpu::{self, Normalization, Then},
@@ -70,15 +73,16 @@ impl GroupNorm {
             let affine = [&self.weight, &self.bias];
             return autograd::group_norm(x, affine, self.num_groups, self.eps, then == Then::Silu);
         }
-        let dtype = x.dtype();
-        let x = x.contiguous()?.to_dtype(DType::F32)?;
-        let y = if matches!(x.device(), Device::Cpu) {
-            let op = GroupNormOp { num_groups: self.num_groups, eps: self.eps, then };
-            x.apply_op3_no_bwd(&self.weight, &self.bias, &op)?
-        } else {
-            self.by_tensor_operations(&x, then)?
-        };
-        y.to_dtype(dtype)
+        let (dtype, x) = (x.dtype(), x.contiguous()?);
+        let op = GroupNormOp { num_groups: self.num_groups, eps: self.eps, then };
+        match x.device() {
+            // The kernel reads and writes the type as it is.
+            Device::Cuda(_) => x.apply_op3_no_bwd(&self.weight, &self.bias, &op),
+            Device::Cpu => {
+                x.to_dtype(DType::F32)?.apply_op3_no_bwd(&self.weight, &self.bias, &op)?.to_dtype(dtype)
+            }
+            Device::Metal(_) => self.by_tensor_operations(&x.to_dtype(DType::F32)?, then)?.to_dtype(dtype),
+        }
     }
 
     /// The same without a kernel, for devices that have none.
@@ -144,6 +148,22 @@ impl CustomOp3 for GroupNormOp {
             }
         });
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let groups =
+            cuda::Groups { num_groups: self.num_groups, eps: self.eps, silu: self.then == Then::Silu };
+        let affine = [(weight, weight_layout), (bias, bias_layout)];
+        Ok((cuda::group_norm((x, x_layout), affine, groups)?, x_layout.shape().clone()))
     }
 }
 

@@ -5,8 +5,10 @@ use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use sdxl_runtime::args::{ServerArgs, TelemetryArgs};
 use std::{
+    fmt,
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 /// What every stage can be told, beside its checkpoint. `PORT` is its default port.
@@ -16,8 +18,8 @@ pub struct StageArgs<const PORT: u16> {
     #[arg(long, env = "SDXL_DTYPE", value_name = "TYPE", value_enum, default_value_t = ComputeType::F32)]
     pub dtype: ComputeType,
 
-    /// Device that the networks run on
-    #[arg(long, env = "SDXL_DEVICE", value_name = "DEVICE", value_enum, default_value_t = ComputeDevice::Cpu)]
+    /// Device that the networks run on: cpu, or cuda:N for the Nth NVIDIA GPU, of a build with CUDA
+    #[arg(long, env = "SDXL_DEVICE", value_name = "DEVICE", default_value_t = ComputeDevice::Cpu)]
     pub device: ComputeDevice,
 
     /// Threads that compute; all cores if not given
@@ -128,18 +130,51 @@ impl ComputeType {
 }
 
 /// Devices that networks run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ComputeDevice {
-    /// The processor
+    /// The processor.
     Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+}
+
+impl fmt::Display for ComputeDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+impl FromStr for ComputeDevice {
+    type Err = String;
+
+    /// Takes `cpu`, `cuda:1`, and `cuda` for the first.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = match text.split_once(':') {
+            None if text == "cpu" => return Ok(Self::Cpu),
+            None if text == "cuda" => Some(0),
+            Some(("cuda", number)) => number.parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(_) if !cfg!(feature = "cuda") => Err(format!("{text:?}: this build has no CUDA, only cpu")),
+            Some(number) => Ok(Self::Cuda(number)),
+            None => Err(format!("{text:?} is not cpu, or cuda:N as cuda:0")),
+        }
+    }
 }
 
 impl ComputeDevice {
-    /// candle's handle on it.
-    #[must_use]
-    pub fn device(self) -> Device {
+    /// candle's handle on it, for the thread that will own it.
+    ///
+    /// # Errors
+    /// Where there is no such device; one line.
+    pub fn open(self) -> anyhow::Result<Device> {
         match self {
-            Self::Cpu => Device::Cpu,
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(number) => Device::new_cuda(number).with_context(|| format!("--device {self}")),
         }
     }
 }
@@ -179,6 +214,25 @@ mod tests {
             parse(&[&simulated[..], &["--model", "m"]].concat()),
             Ok((EngineKind::Simulated, path("p")))
         );
+    }
+
+    #[test]
+    fn devices_are_the_processor_and_numbered_gpus() {
+        assert_eq!("cpu".parse(), Ok(ComputeDevice::Cpu));
+        for (text, number) in [("cuda", 0), ("cuda:0", 0), ("cuda:7", 7)] {
+            let device = text.parse::<ComputeDevice>();
+            if cfg!(feature = "cuda") {
+                assert_eq!(device, Ok(ComputeDevice::Cuda(number)));
+            } else {
+                assert_eq!(device, Err(format!("{text:?}: this build has no CUDA, only cpu")));
+            }
+        }
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "CPU"] {
+            let error = wrong.parse::<ComputeDevice>().unwrap_err();
+            assert!(error.contains("is not cpu, or cuda:N"), "{error}");
+        }
+        assert_eq!(ComputeDevice::Cuda(3).to_string(), "cuda:3");
+        assert!(ComputeDevice::Cpu.open().unwrap().is_cpu());
     }
 
     #[test]

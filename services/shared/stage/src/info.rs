@@ -1,6 +1,6 @@
 //! What a stage says of itself.
 
-use candle_core::DType;
+use candle_core::{DType, Device, DeviceLocation};
 use sdxl_core::{Conditioner, ConditionerInfo, DenoiserInfo, StageKind, VaeInfo};
 use sdxl_proto::{convert, v1};
 
@@ -19,6 +19,16 @@ pub struct StageInfo {
     pub dtype: DType,
     /// What depends on the kind.
     pub details: Details,
+}
+
+/// As stages are told of it and tell of it: "cpu", or "cuda:N".
+#[must_use]
+pub fn device_name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
 }
 
 /// The part of [`StageInfo`] that depends on the kind.

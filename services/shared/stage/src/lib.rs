@@ -21,4 +21,4 @@ pub use args::{EngineArgs, EngineKind, StageArgs};
 pub use batch::{BatchLimit, BatchLimits};
 pub use engine::{Engine, EngineError, Step, StepOf, Work};
 pub use error::StageError;
-pub use info::{Details, StageInfo};
+pub use info::{Details, StageInfo, device_name};

@@ -29,6 +29,7 @@ fn model() -> ModelInfo {
         scheduler,
         training_buckets: Vec::new(),
         cache_branch_costs: vec![0.25, 0.5, 0.75],
+        guidance_steps: true,
     };
     let refiner = DenoiserInfo { requires_aesthetics_score: true, cross_attention_dim: 1280, ..base.clone() };
     let second =
@@ -225,7 +226,9 @@ fn a_guidance_interval_is_cut_to_steps_as_written() {
         [steps(Some(0.25), Some(0.7)), steps(None, Some(0.15)), steps(Some(0.99), None)],
         [2..7, 0..1, 9..10]
     );
-    assert_eq!(plan(&cat()).unwrap().base.guidance_steps, None);
+    for whole in [cat(), interval(None, None), interval(Some(0.0), Some(1.0))] {
+        assert_eq!(plan(&whole).unwrap().base.guidance_steps, None);
+    }
 }
 
 #[test]
@@ -268,10 +271,7 @@ fn wrong_approximations_are_named_with_what_is_right() {
         (interval(Some(-0.1), None), "guidance_interval.start: -0.1 is not in 0..=1"),
         (interval(None, Some(1.5)), "guidance_interval.stop: 1.5 is not in 0..=1"),
         (interval(Some(f32::NAN), None), "guidance_interval.start: NaN is not in 0..=1"),
-        (
-            interval(Some(0.6), Some(0.5)),
-            "guidance_interval.start: 0.6 is not below guidance_interval.stop, 0.5",
-        ),
+        (interval(Some(0.6), Some(0.5)), "guidance_interval: start 0.6 is not below stop 0.5"),
         (interval(Some(0.51), Some(0.515)), "guidance_interval: 0.51..0.515 of 50 steps holds no step"),
         (cached(1, 0), "deep_cache.cache_interval: 1 is not in 2..=20"),
         (cached(21, 0), "deep_cache.cache_interval: 21 is not in 2..=20"),
@@ -280,7 +280,9 @@ fn wrong_approximations_are_named_with_what_is_right() {
         assert_eq!(named(&request), expected);
     }
     let mut model = model();
-    model.base.cache_branch_costs.clear();
+    (model.base.guidance_steps, model.base.cache_branch_costs) = (false, Vec::new());
     let error = Plan::new(&cached(3, 0), &model, Violations::default(), || 0).unwrap_err();
     assert!(error.to_string().starts_with("deep_cache: this model's denoiser keeps nothing"), "{error}");
+    let error = Plan::new(&interval(None, Some(0.5)), &model, Violations::default(), || 0).unwrap_err();
+    assert!(error.to_string().starts_with("guidance_interval: this model's denoiser guides all"), "{error}");
 }

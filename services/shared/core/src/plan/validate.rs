@@ -33,7 +33,7 @@ pub(super) fn fields(request: &GenerateRequest, model: &ModelInfo, violations: &
     not_negative("guidance_scale", request.guidance_scale, violations);
     not_negative("guidance_rescale", request.guidance_rescale, violations);
     if let Some(interval) = request.guidance_interval {
-        guidance_interval(interval, violations);
+        guidance_interval(interval, request, model, violations);
     }
     if let Some(cache) = request.deep_cache {
         deep_cache(cache, request, model, violations);
@@ -84,7 +84,25 @@ fn not_negative(field: &str, value: Option<f32>, violations: &mut Violations) {
     }
 }
 
-fn guidance_interval(interval: GuidanceInterval, violations: &mut Violations) {
+/// The denoisers that a request is for.
+fn denoisers<'a>(
+    request: &GenerateRequest,
+    model: &'a ModelInfo,
+) -> impl Iterator<Item = &'a DenoiserInfo> + use<'a> {
+    let refiner = model.refiner.as_ref().filter(|_| request.refiner.is_some());
+    [&model.base].into_iter().chain(refiner.map(|(_, refiner)| refiner))
+}
+
+fn guidance_interval(
+    interval: GuidanceInterval,
+    request: &GenerateRequest,
+    model: &ModelInfo,
+    violations: &mut Violations,
+) {
+    if !denoisers(request, model).all(|denoiser| denoiser.guidance_steps) {
+        violations.push("guidance_interval", "this model's denoiser guides all steps or none; leave it out");
+        return;
+    }
     let [start, stop] = interval.ends();
     let is_fraction = |value: f32| (0.0..=1.0).contains(&value);
     for (field, value) in [("guidance_interval.start", start), ("guidance_interval.stop", stop)] {
@@ -93,8 +111,7 @@ fn guidance_interval(interval: GuidanceInterval, violations: &mut Violations) {
         }
     }
     if is_fraction(start) && is_fraction(stop) && start >= stop {
-        violations
-            .push("guidance_interval.start", format!("{start} is not below guidance_interval.stop, {stop}"));
+        violations.push("guidance_interval", format!("start {start} is not below stop {stop}"));
     }
 }
 
@@ -108,9 +125,7 @@ fn deep_cache(
     if interval != 0 && !(2..=MAX_CACHE_INTERVAL).contains(&interval) {
         violations.add("deep_cache.cache_interval", interval, format!("in 2..={MAX_CACHE_INTERVAL}"));
     }
-    let refiner = model.refiner.as_ref().filter(|_| request.refiner.is_some()).map(|(_, refiner)| refiner);
-    let branches = |info: &DenoiserInfo| info.cache_branch_costs.len();
-    let branches = refiner.map_or(usize::MAX, branches).min(branches(&model.base));
+    let branches = denoisers(request, model).map(|info| info.cache_branch_costs.len()).min().unwrap_or(0);
     if branches == 0 {
         violations.push("deep_cache", "this model's denoiser keeps nothing from step to step; leave it out");
     } else if cache.cache_branch_id as usize >= branches {

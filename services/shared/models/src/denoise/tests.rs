@@ -218,6 +218,31 @@ fn cached_steps_take_up_the_inner_layers_of_the_last_whole_one() {
 }
 
 #[test]
+fn what_a_run_keeps_is_its_own_and_gone_when_it_is_done() {
+    let unet = tiny();
+    let mut runs = [cached(3, 0), StepKinds::plain(), cached(2, 2)]
+        .map(|kinds| DenoiseRun::new(&unet, DenoiseInputs { kinds, ..inputs(0..4, noise()) }).unwrap());
+    for left in (0..4).rev() {
+        for told in step_together(&unet, &mut runs.each_mut()).unwrap() {
+            told.unwrap();
+        }
+        let [first, plain, third] = &runs;
+        assert!(plain.whole.is_none());
+        for run in [first, third] {
+            let Some(whole) = &run.whole else {
+                assert_eq!(left, 0);
+                continue;
+            };
+            let (storage, layout) = whole.features.storage_and_layout();
+            let candle_core::Storage::Cpu(candle_core::CpuStorage::F32(values)) = &*storage else {
+                panic!("f32 on the CPU")
+            };
+            assert_eq!((layout.dims()[0], values.len()), (2, whole.features.elem_count()));
+        }
+    }
+}
+
+#[test]
 fn a_cached_run_goes_on_bit_for_bit_from_its_last_whole_step() {
     let unet = tiny();
     let of = |steps, start| DenoiseInputs { kinds: cached(3, 1), ..inputs(steps, start) };

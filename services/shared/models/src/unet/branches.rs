@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// SDXL's own base.
+    /// SDXL's own base, at the size that PyTorch was asked of.
     fn sdxl() -> UnetConfig {
         let text = r#"{"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
             "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "layers_per_block": 2, "sample_size": 64,
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outermost_branch_of_sdxl_is_a_fiftieth_and_the_innermost_nearly_all() {
+    fn the_costs_of_sdxl_are_pytorchs_count() {
         let costs = sdxl().cache_branch_costs();
         assert_eq!((costs.len(), sdxl().branches()), (9, 9));
         assert!(costs.windows(2).all(|pair| pair[0] < pair[1]), "{costs:?}");

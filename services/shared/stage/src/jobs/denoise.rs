@@ -262,8 +262,7 @@ impl DenoiseJob {
 
     /// Whether any of its steps is guided.
     fn is_guided(&self) -> bool {
-        let guided = self.kinds().guided;
-        guided.start.max(self.begin_step) < guided.end.min(self.end_step)
+        self.kinds().is_guided_in(self.begin_step..self.end_step)
     }
 
     /// The first step to run: that of the checkpoint where there is one.

@@ -99,6 +99,7 @@ fn details() -> DenoiserInfo {
         scheduler: SchedulerConfig::new(SchedulerKind::Euler),
         training_buckets: Vec::new(),
         cache_branch_costs: vec![0.5, 0.75],
+        guidance_steps: true,
     }
 }
 

@@ -206,7 +206,7 @@ impl Engine for SimulatedDenoiser {
     fn advance(&mut self, runs: &mut [&mut SimulatedDenoiserRun]) -> Vec<Result<StepOf<Self>, EngineError>> {
         let going: Vec<_> = runs.iter().filter(|run| !run.steps.is_empty()).collect();
         let batch_evaluations = going.iter().map(|run| run.kinds.evaluations(run.steps.start)).sum();
-        let batch_work = going.iter().map(|run| run.work().evaluations).sum();
+        let batch_work = going.iter().map(|run| run.kinds.cost(run.steps.start, run.cached)).sum();
         // Where all that is left is to hand over what is done, the network is not asked.
         let time = match runs.first().filter(|_| batch_evaluations > 0) {
             Some(first) => self.device.work(self.profile.step(first.size, batch_work)),

@@ -170,6 +170,7 @@ mod tests {
     fn told(event: Option<&Event>) -> Option<(u32, f32, Duration, u32, u32)> {
         let Some(Event::Progress(progress)) = event else { return None };
         let time = Duration::try_from(progress.step_time.unwrap()).unwrap();
+        assert_eq!(progress.batch_work, 0.5 * f64::from(progress.batch_evaluations), "as in each of them");
         Some((progress.step, progress.timestep, time, progress.batch_evaluations, progress.steps))
     }
 

@@ -12,6 +12,7 @@ fn denoiser(requires_aesthetics_score: bool) -> DenoiserInfo {
         scheduler: SchedulerConfig::new(SchedulerKind::Euler),
         training_buckets: Vec::new(),
         cache_branch_costs: vec![0.5, 0.75],
+        guidance_steps: true,
     }
 }
 

@@ -185,6 +185,7 @@ fn denoiser(kind: StageKind, file: &Denoiser, latent_channels: u32) -> anyhow::R
             .map(|(i, bucket)| size(&key(&format!("training_buckets[{i}]")), *bucket))
             .collect::<anyhow::Result<_>>()?,
         cache_branch_costs: file.cache_branch_costs.clone(),
+        guidance_steps: true,
     };
     if let Some(cost) = info.cache_branch_costs.iter().find(|cost| !(0.0..=1.0).contains(*cost)) {
         bail!("{}: {cost} is not in 0..=1", key("cache_branch_costs"));

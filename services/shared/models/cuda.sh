@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# `make cuda`: builds the stages for NVIDIA GPUs into target/cuda, on a machine that need not have one. The compiler and the
+# libraries are NVIDIA's wheels, installed into .cache/cuda. COMPUTE_CAP is the GPU's compute capability: 80 for A100, 89 for
+# L4 and RTX 4090, 90 for H100 and H200.
+set -euo pipefail
+root="$(cd "$(dirname "$0")/../../.." && pwd)"
+cache="$root/.cache/cuda"
+toolkit="$cache/nvidia/cu13"
+# One line of versions: what nvcc makes, its own runtime loads.
+wheels="nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85
+    nvidia-cuda-runtime==13.0.96 nvidia-cublas==13.0.2.14 nvidia-cuda-nvrtc==13.0.88 nvidia-curand==10.4.0.35
+    nvidia-cudnn-cu13==9.14.0.64"
+if [ "$(cat "$cache/installed" 2>/dev/null)" != "$wheels" ]; then
+    "$root/integration-tests/python/setup.sh" # installs python3-venv where it is missing
+    rm -rf "$cache"
+    # shellcheck disable=SC2086
+    "$root/.venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$cache" $wheels
+    # The linker wants names without versions.
+    for library in "$toolkit"/lib/lib*.so.* "$cache"/nvidia/cudnn/lib/lib*.so.*; do
+        ln -sf "$(basename "$library")" "${library%%.so.*}.so"
+    done
+    # libcuda comes with the driver. This one is linked against, and the real one is loaded.
+    mkdir -p "$cache/stub"
+    cc -shared -nostdlib -Wl,-soname,libcuda.so.1 -o "$cache/stub/libcuda.so" -xc /dev/null
+    ln -sf libcuda.so "$cache/stub/libcuda.so.1"
+    echo "$wheels" > "$cache/installed"
+fi
+export CUDA_HOME="$toolkit" CUDA_PATH="$toolkit" CUDA_COMPUTE_CAP="${COMPUTE_CAP:-90}" CARGO_TARGET_DIR="$root/target/cuda"
+export PATH="$toolkit/bin:$PATH" NVCC_PREPEND_FLAGS="-I$toolkit/include/cccl"
+libraries="$toolkit/lib:$cache/nvidia/cudnn/lib"
+export LIBRARY_PATH="$libraries:$cache/stub"
+export CUDNN_LIB="$cache/nvidia/cudnn/lib" CUDNN_PATH="$cache/nvidia/cudnn"
+flags="-C target-cpu=x86-64-v3 -L$toolkit/lib -L$cache/nvidia/cudnn/lib -L$cache/stub -C link-arg=-Wl,--unresolved-symbols=ignore-in-shared-libs"
+flags="$flags -C link-arg=-Wl,--no-as-needed -C link-arg=-lcuda"
+# The kernels of ours are compiled where they run: here is seen that they can be.
+"$toolkit/bin/nvcc" -ptx -arch="sm_$CUDA_COMPUTE_CAP" -o "$cache/kernels.ptx" "$root/services/shared/models/src/cuda/kernels.cu"
+cd "$root"
+RUSTFLAGS="$flags" cargo build --release --features cudnn --bins \
+    -p sdxl-text-encoder -p sdxl-base-unet -p sdxl-refiner -p sdxl-vae
+for stage in text-encoder base-unet refiner vae; do
+    LD_LIBRARY_PATH="$libraries:$cache/stub" "$CARGO_TARGET_DIR/release/sdxl-$stage" --version
+done
+echo "Where they run, with the driver's libcuda: LD_LIBRARY_PATH=$libraries"
