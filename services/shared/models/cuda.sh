@@ -35,9 +35,11 @@ flags="$flags -C link-arg=-Wl,--no-as-needed -C link-arg=-lcuda"
 # The kernels of ours are compiled where they run: here is seen that they can be.
 "$toolkit/bin/nvcc" -ptx -arch="sm_$CUDA_COMPUTE_CAP" -o "$cache/kernels.ptx" "$root/services/shared/models/src/cuda/kernels.cu"
 cd "$root"
-RUSTFLAGS="$flags" cargo build --release --features cudnn --bins \
+# With a target named, what runs while building is not linked so.
+target="$(rustc -vV | sed -n 's/^host: //p')"
+RUSTFLAGS="$flags" cargo build --release --target "$target" --features cudnn --bins \
     -p sdxl-text-encoder -p sdxl-base-unet -p sdxl-refiner -p sdxl-vae
 for stage in text-encoder base-unet refiner vae; do
-    LD_LIBRARY_PATH="$libraries:$cache/stub" "$CARGO_TARGET_DIR/release/sdxl-$stage" --version
+    LD_LIBRARY_PATH="$libraries:$cache/stub" "$CARGO_TARGET_DIR/$target/release/sdxl-$stage" --version
 done
 echo "Where they run, with the driver's libcuda: LD_LIBRARY_PATH=$libraries"
