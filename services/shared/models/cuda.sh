@@ -19,10 +19,6 @@ if [ "$(cat "$cache/installed" 2>/dev/null)" != "$wheels" ]; then
     for library in "$toolkit"/lib/lib*.so.* "$cache"/nvidia/cudnn/lib/lib*.so.*; do
         ln -sf "$(basename "$library")" "${library%%.so.*}.so"
     done
-    # libcuda comes with the driver. This one is linked against, and the real one is loaded.
-    mkdir -p "$cache/stub"
-    cc -shared -nostdlib -Wl,-soname,libcuda.so.1 -o "$cache/stub/libcuda.so" -xc /dev/null
-    ln -sf libcuda.so "$cache/stub/libcuda.so.1"
     echo "$wheels" > "$cache/installed"
 fi
 export CUDA_HOME="$toolkit" CUDA_PATH="$toolkit" CUDA_COMPUTE_CAP="${COMPUTE_CAP:-90}" CARGO_TARGET_DIR="$root/target/cuda"
@@ -30,11 +26,18 @@ export PATH="$toolkit/bin:$PATH" NVCC_PREPEND_FLAGS="-I$toolkit/include/cccl"
 libraries="$toolkit/lib:$cache/nvidia/cudnn/lib"
 export LIBRARY_PATH="$libraries:$cache/stub"
 export CUDNN_LIB="$cache/nvidia/cudnn/lib" CUDNN_PATH="$cache/nvidia/cudnn"
-flags="-C target-cpu=x86-64-v3 -L$toolkit/lib -L$cache/nvidia/cudnn/lib -L$cache/stub -C link-arg=-Wl,--unresolved-symbols=ignore-in-shared-libs"
-flags="$flags -C link-arg=-Wl,--no-as-needed -C link-arg=-lcuda"
+flags="-C target-cpu=x86-64-v3 -L$toolkit/lib -L$cache/nvidia/cudnn/lib -L$cache/stub"
+# libcuda comes with the driver. This one is linked against, and the real one is loaded; it answers to everything that there is no
+# device.
+cd "$root"
+cargo fetch --quiet
+bindings="$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/cudarc-"$(sed -n '/^name = "cudarc"/{n;s/version = "\(.*\)"/\1/p}' Cargo.lock)"/src/driver/sys/mod.rs)"
+mkdir -p "$cache/stub"
+grep -oE '\bfn cu[A-Z][A-Za-z0-9_]*' "$bindings" | sort -u | sed 's/^fn \(.*\)/int \1(void) { return 100; }/' > "$cache/stub/libcuda.c"
+cc -shared -O1 -Wl,-soname,libcuda.so.1 -o "$cache/stub/libcuda.so" "$cache/stub/libcuda.c"
+ln -sf libcuda.so "$cache/stub/libcuda.so.1"
 # The kernels of ours are compiled where they run: here is seen that they can be.
 "$toolkit/bin/nvcc" -ptx -arch="sm_$CUDA_COMPUTE_CAP" -o "$cache/kernels.ptx" "$root/services/shared/models/src/cuda/kernels.cu"
-cd "$root"
 # With a target named, what runs while building is not linked so.
 target="$(rustc -vV | sed -n 's/^host: //p')"
 RUSTFLAGS="$flags" cargo build --release --target "$target" --features cudnn --bins \

@@ -2,7 +2,8 @@
 //! that it can be killed with all its connections, as a process can.
 
 use sdxl_core::{
-    Conditioner, ConditionerInfo, DenoiserInfo, SchedulerConfig, SchedulerKind, Size, StageKind, VaeInfo,
+    Conditioner, ConditionerInfo, DeepCache, DenoiserInfo, SchedulerConfig, SchedulerKind, Size, StageKind,
+    StepKinds, VaeInfo,
 };
 use sdxl_proto::{
     FILE_DESCRIPTOR_SET, convert,
@@ -407,8 +408,8 @@ async fn steps(
             }))
             .await;
         }
-        let interval = request.checkpoint_interval;
-        if interval > 0 && (step + 1).is_multiple_of(interval) && step + 1 < request.end_step {
+        let is_due = kinds(request).is_checkpoint(step + 1, request.checkpoint_interval);
+        if is_due && step + 1 < request.end_step {
             send(checkpoint(step + 1)).await;
         }
     }
@@ -440,4 +441,18 @@ impl VaeService for Stage {
         (self.script.spoil)(Reply::Decode(&mut answer));
         Ok(Response::new(answer))
     }
+}
+
+/// How the steps of a request are done.
+fn kinds(request: &DenoiseRequest) -> StepKinds {
+    let guided = match &request.guidance_steps {
+        _ if request.negative_conditioning.is_none() => 0..0,
+        Some(steps) => steps.begin..steps.end,
+        None => 0..u32::MAX,
+    };
+    let deep_cache = request.deep_cache.map(|cache| DeepCache {
+        cache_interval: cache.cache_interval,
+        cache_branch_id: cache.cache_branch_id,
+    });
+    StepKinds { begin_step: request.begin_step, guided, deep_cache }
 }

@@ -1,6 +1,6 @@
 //! The arguments that all stages share.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use sdxl_runtime::args::{ServerArgs, TelemetryArgs};
@@ -174,7 +174,10 @@ impl ComputeDevice {
     pub fn open(self) -> anyhow::Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(number) => Device::new_cuda(number).with_context(|| format!("--device {self}")),
+            Self::Cuda(number) => Device::new_cuda(number).map_err(|error| {
+                let why = error.to_string();
+                anyhow!("--device {self}: {}", why.lines().next().unwrap_or_default())
+            }),
         }
     }
 }
