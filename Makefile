@@ -46,7 +46,7 @@ model: ## Train the shipped model anew by its recipe and measure it, in target/m
 model-smoke: ## Train every stage of a tiny model from nothing, and see the losses fall (minutes)
 	cargo test --release -p sdxl-trainer --test training -- --ignored --nocapture
 
-cuda: ## Build the stages for NVIDIA GPUs into target/cuda, without needing one (COMPUTE_CAP=90; 10 GB of disk, half an hour)
+cuda: ## Build the stages for NVIDIA GPUs into target/cuda, without needing one (COMPUTE_CAP=90; 4 GB of disk, half an hour)
 	services/shared/models/cuda.sh
 
 bench: ## Beside PyTorch and OpenVINO on the same weights (PARTS="unet vae text picture start approximate", and f32 or bf16 for one alone; 25 GB of disk, 22 GB of memory)
