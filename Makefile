@@ -1,7 +1,7 @@
 # Every target works on a clean Debian machine with Rust; what else it needs, it installs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: run test test-kubernetes tools chart-readme soak lint cuda bench bench-scale model model-smoke help
+.PHONY: run test test-kubernetes tools chart-readme soak lint cuda bench bench-scale model model-sizes model-smoke help
 PROMPT ?= a large red circle on a blue background
 
 run: ## Build, start every service here, make a picture through gRPC and say where it is (PROMPT="...")
@@ -41,7 +41,12 @@ lint: ## Formatting, clippy, and who may import whom
 model: ## Train the shipped model anew by its recipe and measure it, in target/model (hours; resumes)
 	cargo build --release -p sdxl-trainer
 	models/trainer/train.sh models/recipes/shapes.toml target/model target/model/shapes
-	models/trainer/evaluate.sh models/recipes/shapes.toml target/model target/model/shapes target/model/docs
+	$${CARGO_TARGET_DIR:-target}/release/sdxl-train evaluate --recipe models/recipes/shapes.toml --out target/model --model target/model/shapes \
+		--docs target/model/docs
+
+model-sizes: ## The paper's Table 2 in small: train the shipped model on in three ways and measure them, in target/sizes (an hour; resumes)
+	cargo build --release -p sdxl-trainer
+	models/trainer/sizes.sh target/sizes target/sizes/docs
 
 model-smoke: ## Train every stage of a tiny model from nothing, and see the losses fall (minutes)
 	cargo test --release -p sdxl-trainer --test training -- --ignored --nocapture

@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
-# Table 2 of the paper in small: three models of one budget, trained on large originals only, on all originals, and on
-# all while told their sizes. `sdxl-train evaluate --compare` measures them.
-#   models/trainer/sizes.sh RUNS COMPARISON    RUNS has the shipped model's autoencoder and latents
+# Table 2 of the paper in small: three models that go on from the shipped one for one budget, on large originals only, on
+# all originals, and on all while told their sizes, and are then measured beside each other.
+#   models/trainer/sizes.sh RUNS DOCS    RUNS is made; the figures go to DOCS/model.md
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../.." && pwd)"
 train="${CARGO_TARGET_DIR:-$root/target}/release/sdxl-train"
+mkdir -p "$1/runs" "$2"
 runs="$(cd "$1" && pwd)"
-mkdir -p "$2"
+ln -sfn "$root/models/shapes" "$runs/runs/shapes" # where the recipe looks for it
+models=()
+latents=
 for kind in "large originals only" "without size conditioning" "with size conditioning"; do
-    out="$2/runs/$kind"
+    out="$runs/runs/$kind"
     mkdir -p "$out"
-    for part in "$runs"/vae "$runs"/vae_decoder "$runs"/latents-*; do
-        ln -sfn "$part" "$out/$(basename "$part")"
-    done
+    if [ -n "$latents" ]; then # all three have the same
+        for set in "$latents"/latents-*; do
+            ln -sfn "$set" "$out/$(basename "$set")"
+        done
+    else
+        latents="$out"
+    fi
     case "$kind" in
         large*) change='s/^only_large_originals = false/only_large_originals = true/' ;;
         without*) change='s/^size_conditioning = true/size_conditioning = false/' ;;
@@ -20,5 +27,7 @@ for kind in "large originals only" "without size conditioning" "with size condit
     esac
     sed "$change" "$root/models/recipes/sizes.toml" > "$out/recipe.toml"
     "$train" base --recipe "$out/recipe.toml" --out "$out"
-    "$train" export --recipe "$out/recipe.toml" --out "$out" --model "$2/$kind"
+    "$train" export --recipe "$out/recipe.toml" --out "$out" --model "$runs/$kind"
+    models+=("$runs/$kind")
 done
+"$train" compare --recipe "$root/models/recipes/shapes.toml" --out "$runs" --docs "$2" "${models[@]}"

@@ -111,10 +111,12 @@ impl Pictures {
     fn framing(&self, rng: &mut ChaCha8Rng, bucket: [usize; 2]) -> Framing {
         let (kind, size, aspect, place): (f64, f64, f64, f64) =
             (rng.random(), rng.random(), rng.random(), rng.random());
-        let Data { small_original_fraction, crop_fraction, .. } = self.data;
+        let Data { small_original_fraction, small_original_sizes, crop_fraction, .. } = self.data;
         let scaled = |scale: f64| bucket.map(|side| ((side as f64 * scale).round() as usize).max(8));
         let original = if kind < small_original_fraction {
-            scaled(0.2 + 0.7 * size)
+            scaled(
+                small_original_sizes.map_or(0.2 + 0.7 * size, |[least, most]| least + (most - least) * size),
+            )
         } else if kind < small_original_fraction + crop_fraction {
             let [height, width] = scaled(1.0 + 0.4 * size);
             // Longer by up to 80 %, as often in height as in width.
@@ -205,5 +207,22 @@ mod tests {
         }
         let cropped = drawn.iter().filter(|p| p.crops_coords_top_left != [0, 0]).count();
         assert!(cropped > 20, "{cropped}");
+    }
+
+    #[test]
+    fn small_originals_are_as_small_as_the_recipe_says() {
+        let path = std::path::Path::new("tiny.toml");
+        let mut recipe = Recipe::parse(include_str!("recipe/example.toml"), path).unwrap();
+        let small = |recipe: &Recipe| {
+            let pictures = Pictures::new(recipe);
+            let sides = (0..300).map(|i| pictures.picture(i, [128, 128]).original_size[0]);
+            let small: Vec<_> = sides.filter(|side| *side < 128).collect();
+            (small.iter().copied().min().unwrap(), small.iter().copied().max().unwrap())
+        };
+        let (least, most) = small(&recipe);
+        assert!((26..40).contains(&least) && (100..=115).contains(&most), "{least} to {most}");
+        recipe.data.small_original_sizes = Some([0.1, 0.2]);
+        let (least, most) = small(&recipe);
+        assert!((13..=14).contains(&least) && (24..=26).contains(&most), "{least} to {most}");
     }
 }

@@ -67,7 +67,7 @@ pub enum TrainError {
         why: String,
     },
     /// A checkpoint of another stage, or made by another recipe.
-    #[error("{}: its {what} is {found}, not {expected}; choose another --out, or the recipe that made it", path.display())]
+    #[error("{}: its {what} is {found}, not {expected}; choose another --out, or the recipe and the [pretrained] weights that made it", path.display())]
     ForeignCheckpoint {
         /// The checkpoint.
         path: PathBuf,

@@ -6,6 +6,7 @@
 
 pub mod bench;
 pub mod captions;
+pub mod compare;
 pub mod draw;
 mod features;
 pub mod figures;
@@ -19,7 +20,7 @@ pub mod sizes;
 use std::{
     fs,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Instant,
 };
 
@@ -28,6 +29,7 @@ pub use bench::Bench;
 pub use captions::quick_look;
 use clap::ValueEnum;
 use figures::Estimate;
+use pages::FIGURES;
 use sdxl_models::autograd::Precision;
 use serde::Serialize;
 
@@ -52,9 +54,6 @@ pub struct EvaluateArgs {
     /// The exported model: holds base and perhaps refiner
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Other exported models to measure the Fréchet distance of beside this one's
-    #[arg(long, value_name = "DIR")]
-    pub compare: Vec<PathBuf>,
     /// Folder of model.md, whose figures are replaced, and of pictures
     #[arg(long, value_name = "DIR", default_value = "docs")]
     pub docs: PathBuf,
@@ -111,23 +110,24 @@ struct Figures {
     crops: [(Vec<sizes::Crop>, Estimate); 2],
     buckets: Vec<sizes::Bucket>,
     refiner: Option<quality::Refined>,
-    frechet: Distances,
-    /// Of models that were compared, each less the next.
-    frechet_differences: Distances,
+    /// Of as many true renderings, and of the model.
+    frechet: [Frechet; 2],
 }
 
-/// Fréchet distances of a model, or their differences.
-#[derive(Debug, Serialize)]
+/// Fréchet distances.
+#[derive(Clone, Copy, Debug, Serialize)]
 struct Frechet {
-    name: String,
     /// By what is shown.
     shown: Estimate,
     /// By that and by how sharp it is.
     whole: Estimate,
 }
 
-/// With their names.
-type Distances = Vec<Frechet>;
+impl From<&quality::Distance> for Frechet {
+    fn from(distance: &quality::Distance) -> Self {
+        Self { shown: distance.shown.estimate, whole: distance.whole.estimate }
+    }
+}
 
 /// Measures the model, prints how far it is, and writes `model.md` with its pictures, and `evaluation.json` beside the
 /// runs.
@@ -136,6 +136,8 @@ type Distances = Vec<Frechet>;
 /// The recipe or the model is not usable, or a file cannot be written.
 pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
     let recipe = Recipe::open(&args.recipe)?;
+    let page = args.docs.join("model.md");
+    pages::check(FIGURES, &page)?;
     let stop = Stop::on_signals()?;
     let classifier = Classifier::load_or_train(&recipe, &args.out, &stop)?;
     let mut painter = draw::Painter::open(&args.model)?;
@@ -151,7 +153,7 @@ pub fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(&figures)?;
     fs::write(&path, json).with_context(|| format!("{}: cannot be written", path.display()))?;
     sheets::write(&bench, &figures, &args.docs.join("pictures"))?;
-    pages::write(&figures, &args.docs.join("model.md"))
+    pages::write(FIGURES, &pages::text(&figures)?, &page)
 }
 
 fn measure(bench: &Bench, args: &EvaluateArgs, stop: &Stop) -> anyhow::Result<Figures> {
@@ -176,7 +178,7 @@ fn measure(bench: &Bench, args: &EvaluateArgs, stop: &Stop) -> anyhow::Result<Fi
     at("the autoencoder")?;
     let autoencoder = quality::autoencoder(bench, &args.model, part(200))?;
     at("sharpness by original size")?;
-    let sharpness = sizes::sharpness(bench, part(32))?;
+    let sharpness = sizes::sharpness(bench, &args.model, part(32))?;
     at("places by crop")?;
     let crops = [sizes::crops(bench, 0, part(32))?, sizes::crops(bench, 1, part(32))?];
     at("all sizes")?;
@@ -184,56 +186,13 @@ fn measure(bench: &Bench, args: &EvaluateArgs, stop: &Stop) -> anyhow::Result<Fi
     at("the refiner")?;
     let refiner = quality::refiner(bench, part(120))?;
     at("the Fréchet distance")?;
-    let (frechet, frechet_differences) = distances(bench, &captions, args)?;
+    let (prompts, pictures) = &captions.drawn[0];
+    let truth = quality::Truth::new(bench, prompts)?;
+    let frechet = [truth.floor()?, truth.distance(pictures)?];
     at("done")?;
     let kernels = args.kernels;
-    Ok(Figures {
-        kernels,
-        classifier,
-        captions,
-        autoencoder,
-        sharpness,
-        crops,
-        buckets,
-        refiner,
-        frechet,
-        frechet_differences,
-    })
-}
-
-/// Of this model, of the others, and of as many true renderings; then each of the others less the next.
-fn distances(
-    bench: &Bench,
-    captions: &captions::Captions,
-    args: &EvaluateArgs,
-) -> anyhow::Result<(Distances, Distances)> {
-    let (prompts, pictures) = &captions.drawn[0];
-    let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-    let of = |name: String, distance: &quality::Distance| Frechet {
-        name,
-        shown: distance.shown.estimate,
-        whole: distance.whole.estimate,
-    };
-    let truth = quality::Truth::new(bench, prompts)?;
-    let mut distances = vec![
-        of("true renderings".to_owned(), &truth.floor()?),
-        of(name(&args.model), &truth.distance(pictures)?),
-    ];
-    let mut others = Vec::new();
-    for folder in &args.compare {
-        let mut painter = draw::Painter::open(folder)?;
-        painter.precision = bench.painter.precision;
-        others.push((name(folder), truth.distance_of(&painter)?));
-    }
-    let less = |pair: &[(String, quality::Distance)]| {
-        let [(one, of_one), (other, of_other)] = pair else { return None };
-        let name = format!("{one}, less {other}");
-        let (shown, whole) = (of_one.shown.less(&of_other.shown), of_one.whole.less(&of_other.whole));
-        Some(Frechet { name, shown, whole })
-    };
-    let differences = others.windows(2).filter_map(less).collect();
-    distances.extend(others.iter().map(|(name, distance)| of(name.clone(), distance)));
-    Ok((distances, differences))
+    let frechet = frechet.each_ref().map(Frechet::from);
+    Ok(Figures { kernels, classifier, captions, autoencoder, sharpness, crops, buckets, refiner, frechet })
 }
 
 fn say(line: &str) {

@@ -7,7 +7,10 @@ use clap::{Parser, Subcommand};
 use sdxl_trainer::{
     TrainError,
     commands::{self, data::DataArgs},
-    evaluate::{self, EvaluateArgs},
+    evaluate::{
+        self, EvaluateArgs,
+        compare::{self, CompareArgs},
+    },
     export,
     recipe::Recipe,
     stages::{
@@ -48,6 +51,8 @@ enum Command {
     Export(ExportArgs),
     /// Measure the finished model
     Evaluate(EvaluateArgs),
+    /// Measure finished models beside each other, as Table 2 of the paper does
+    Compare(CompareArgs),
 }
 
 #[derive(clap::Args)]
@@ -111,13 +116,14 @@ fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Base(args) => train(args, stages::base::train),
         Command::Refiner(args) => train(args, stages::refiner::train),
         Command::Export(args) => write(args).map(done),
-        Command::Evaluate(args) => evaluate(args).map(done),
+        Command::Evaluate(args) => measure(|| evaluate::evaluate(args)).map(done),
+        Command::Compare(args) => measure(|| compare::compare(args)).map(done),
     }
 }
 
-fn evaluate(args: &EvaluateArgs) -> anyhow::Result<()> {
+fn measure(measure: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     threads::one_thread_per_kernel().context("starting anew with one thread per kernel")?;
-    evaluate::evaluate(args)
+    measure()
 }
 
 fn context(args: &TrainArgs) -> anyhow::Result<Context> {

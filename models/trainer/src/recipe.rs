@@ -1,8 +1,11 @@
 //! One TOML file that says all there is to say about a model: data, sizes of the networks, and how each is trained.
 
 mod check;
+mod pretrained;
 
 use std::{fs, path::Path};
+
+pub use pretrained::{Component, Pretrained};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -60,6 +63,8 @@ pub struct Recipe {
     pub refiner: Denoiser,
     /// How to train, whatever is trained.
     pub training: Training,
+    /// Where it begins, if not from nothing.
+    pub pretrained: Pretrained,
 }
 
 /// The file as it stands, whatever its values.
@@ -74,6 +79,8 @@ struct RecipeFile {
     base: Denoiser,
     refiner: Denoiser,
     training: Training,
+    #[serde(default)]
+    pretrained: pretrained::Folders,
 }
 
 /// `[model]`
@@ -106,6 +113,9 @@ pub struct Data {
     pub dataset_size: usize,
     /// Share of pictures that were small and enlarged.
     pub small_original_fraction: f64,
+    /// The smallest and the largest of those, as shares of the bucket's sides: 0.2 and 0.9 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub small_original_sizes: Option<[f64; 2]>,
     /// Share of pictures that are cropped.
     pub crop_fraction: f64,
 }
@@ -128,7 +138,7 @@ pub struct Vae {
     pub batch_size: usize,
     /// Side of the squares that are cut from pictures, in pixels.
     pub crop: usize,
-    /// Steps of encoder and decoder together.
+    /// Steps of encoder and decoder together: none only for what `[pretrained]` names.
     pub steps: u64,
     /// Steps of the decoder alone, after those.
     pub decoder_steps: u64,
@@ -234,9 +244,6 @@ pub struct Denoiser {
     /// The same of those that were enlarged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub small_originals: Option<usize>,
-    /// Of those, only what had at most this share of the target's sides is kept; all if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub largest_small_original: Option<f64>,
     /// How much each level of noise counts.
     #[serde(default, skip_serializing_if = "LossWeight::is_default")]
     pub loss_weight: LossWeight,
@@ -314,27 +321,51 @@ impl Recipe {
     /// Reads and checks a recipe.
     ///
     /// # Errors
-    /// The file cannot be read, does not parse, or has a value out of its range.
+    /// The file cannot be read, does not parse, or has a value out of its range; what it takes from finished models is
+    /// not there, or is another network than the recipe's.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         Self::parse(&fs::read_to_string(path).map_err(TrainError::reading(path))?, path)
     }
 
-    /// A recipe's text, which `path` is named for in errors.
+    /// A recipe's text; `path` is named in errors, and the folders that the text names are relative to its own.
     ///
     /// # Errors
-    /// It does not parse, or has a value out of its range.
+    /// As [`Self::open`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, TrainError> {
         let file: RecipeFile = toml::from_str(text).map_err(|error| parse_error(error, text, path))?;
-        let RecipeFile { model, data, vae, text_encoder, text_encoder_2, base, refiner, training } = file;
-        let recipe = Self { model, data, vae, text_encoder, text_encoder_2, base, refiner, training };
-        check::check(&recipe, path)?;
+        let RecipeFile {
+            model,
+            data,
+            vae,
+            text_encoder,
+            text_encoder_2,
+            base,
+            refiner,
+            training,
+            pretrained,
+        } = file;
+        let none = Pretrained::default();
+        let mut recipe = Self {
+            model,
+            data,
+            vae,
+            text_encoder,
+            text_encoder_2,
+            base,
+            refiner,
+            training,
+            pretrained: none,
+        };
+        check::check(&recipe, pretrained.has_vae(), path)?;
+        recipe.pretrained = pretrained.open(&recipe, path)?;
         Ok(recipe)
     }
 
     /// SHA-256 of all that a stage's weights depend on. Names, and how often to save and to log, are not among it.
     #[must_use]
     pub fn fingerprint(&self, stage: Stage) -> String {
-        let Self { model, data, vae, text_encoder, text_encoder_2, base, refiner, training } = self;
+        let Self { model, data, vae, text_encoder, text_encoder_2, base, refiner, training, pretrained } =
+            self;
         let own = match stage {
             Stage::Vae | Stage::VaeDecoder => Value::Null,
             Stage::Base => json!([model.vocab_size, text_encoder, text_encoder_2, base]),
@@ -349,6 +380,10 @@ impl Recipe {
         content.push(json!(training.precision));
         if training.shards != DEFAULT_SHARDS {
             content.push(json!(training.shards));
+        }
+        let begins_with = pretrained.digests(stage);
+        if !begins_with.is_empty() {
+            content.push(json!(begins_with));
         }
         digest::hex(&Sha256::digest(json!(content).to_string()))
     }

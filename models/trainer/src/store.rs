@@ -144,17 +144,24 @@ impl ParameterStore {
     /// # Errors
     /// The file cannot be read, or a tensor is missing, misshapen or too many.
     pub fn read(&self, path: &Path) -> Result<(), TrainError> {
+        self.read_part("", path)
+    }
+
+    /// The same for one network of several: those weights whose names begin with `prefix`, which the file's lack.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_part(&self, prefix: &str, path: &Path) -> Result<(), TrainError> {
         let file = TensorFile::open(path)?;
         let tensors = file.tensors()?;
-        if let Some(name) = tensors.unknown(|name| self.index.contains_key(name)) {
+        if let Some(name) = tensors.unknown(|name| self.index.contains_key(&format!("{prefix}{name}"))) {
             return Err(tensors.unfit(name, "is none of the network's"));
         }
-        let values: Vec<_> = self
-            .parameters
-            .iter()
-            .map(|p| tensors.values(&p.name, p.var.dims()))
-            .collect::<Result<_, _>>()?;
-        Ok(self.set(&values)?)
+        let own = |p| Some((p, Parameter::name(p).strip_prefix(prefix)?));
+        let read = |(p, name): (&Parameter, &str)| tensors.values(name, p.var.dims());
+        let values: Vec<_> = self.parameters.iter().filter_map(own).map(read).collect::<Result<_, _>>()?;
+        let parameters = self.parameters.iter().filter_map(own).map(|(p, _)| p);
+        Ok(set(parameters, &values)?)
     }
 
     /// Takes the weights of another store of the same networks.
@@ -172,13 +179,7 @@ impl ParameterStore {
 
     /// Takes `values`, one list of the right length for each parameter in order.
     pub(crate) fn set(&self, values: &[Vec<f32>]) -> candle_core::Result<()> {
-        for (parameter, values) in self.parameters.iter().zip(values) {
-            parameter.change(|weights| {
-                weights.copy_from_slice(values);
-                Ok(())
-            })?;
-        }
-        Ok(())
+        set(self.parameters.iter(), values)
     }
 
     fn find(&self, name: &str, shape: Option<&Shape>, dtype: DType) -> candle_core::Result<Tensor> {
@@ -189,6 +190,16 @@ impl ParameterStore {
         }
         var.to_dtype(dtype)
     }
+}
+
+fn set<'a>(parameters: impl Iterator<Item = &'a Parameter>, values: &[Vec<f32>]) -> candle_core::Result<()> {
+    for (parameter, values) in parameters.zip(values) {
+        parameter.change(|weights| {
+            weights.copy_from_slice(values);
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 impl SimpleBackend for ParameterStore {

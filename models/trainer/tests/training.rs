@@ -100,6 +100,100 @@ fn a_killed_run_resumes_to_identical_weights() {
 }
 
 #[test]
+fn training_goes_on_from_a_finished_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+    let model = folder.path().join("model");
+    let few = [
+        ("steps = 1500", "steps = 2"),
+        ("decoder_steps = 300", "decoder_steps = 0"),
+        ("warmup = 50", "warmup = 1"),
+        ("anchor_steps = 900", "anchor_steps = 0"),
+    ];
+    let recipe = altered(&first, &few);
+    fs::write(&recipe, brief_denoisers(&fs::read_to_string(&recipe).unwrap())).unwrap();
+    for stage in ["vae", "base"] {
+        train(stage, &recipe, &first);
+    }
+    let export = |recipe: &Path, out: &Path, model: &Path, flags: &[&str]| {
+        let output = command("export", recipe, out).arg("--model").arg(model).args(flags).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    export(&recipe, &first, &model, &[]);
+
+    // Another seed, so that weights that are not read are others; and a rate so low that the base hardly moves.
+    let text = fs::read_to_string(&recipe).unwrap();
+    let text = text.replacen("\nsteps = 2", "\nsteps = 0", 1).replacen("warmup = 1", "warmup = 0", 1);
+    let text = text.replacen("seed = 1", "seed = 2", 1);
+    let base = text.find("[base]").unwrap();
+    let rate = text[base..].find("learning_rate = ").unwrap() + base;
+    let end = rate + text[rate..].find('\n').unwrap();
+    let text = format!("{}learning_rate = 1e-9{}", &text[..rate], &text[end..]);
+    fs::create_dir_all(&second).unwrap();
+    let recipe = second.join("recipe.toml");
+    let pretrained = "[pretrained]\nvae = \"../model/base/vae\"\nbase = \"../model/base\"\n";
+    fs::write(&recipe, format!("{text}\n{pretrained}")).unwrap();
+    let worst = |other: &Path| {
+        [
+            ("vae", "diffusion_pytorch_model.safetensors"),
+            ("unet", "diffusion_pytorch_model.safetensors"),
+            ("text_encoder", "model.safetensors"),
+            ("text_encoder_2", "model.safetensors"),
+        ]
+        .map(|(part, file)| {
+            let of = |model: &Path| halves(&model.join("base").join(part).join(file));
+            let (before, after) = (of(&model), of(other));
+            assert!(!before.is_empty() && before.len() == after.len());
+            before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        })
+    };
+    let [untouched, moved] = ["untouched", "moved"].map(|name| folder.path().join(name));
+    export(&recipe, &second, &untouched, &["--unfinished"]);
+    assert_eq!(worst(&untouched), [0.0; 4]);
+    let config = |model: &Path| fs::read_to_string(model.join("base/vae/config.json")).unwrap();
+    assert_eq!(config(&model), config(&untouched), "its latents are scaled as they were");
+    for stage in ["vae", "base"] {
+        train(stage, &recipe, &second);
+    }
+    assert!(!second.join("vae").exists(), "there was nothing to train");
+    export(&recipe, &second, &moved, &[]);
+    let [vae, others @ ..] = worst(&moved);
+    assert!(vae == 0.0 && others.iter().all(|by| *by < 1e-3), "{vae}, {others:?}");
+
+    // It does not go on from others than it began with.
+    let vae = model.join("base/text_encoder/model.safetensors");
+    fs::copy(model.join("base/text_encoder_2/model.safetensors"), vae).unwrap();
+    let output = command("base", &recipe, &second).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(
+        said.contains("text_encoder/model.safetensors: tensor") || said.contains("its recipe is"),
+        "{said}"
+    );
+}
+
+/// The recipe with two steps for base and refiner.
+fn brief_denoisers(text: &str) -> String {
+    let base = text.find("[base]").unwrap();
+    let line = |line: &str| match line.split_once(" = ").map_or("", |(key, _)| key) {
+        key @ ("steps" | "multi_aspect_steps") => format!("{key} = 2"),
+        "warmup" => "warmup = 1".to_owned(),
+        _ => line.to_owned(),
+    };
+    let rest: Vec<_> = text[base..].lines().map(line).collect();
+    format!("{}{}\n", &text[..base], rest.join("\n"))
+}
+
+/// All numbers of a file of float16.
+fn halves(path: &Path) -> Vec<f32> {
+    let bytes = fs::read(path).unwrap();
+    let mut tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let numbers = tensors.iter().flat_map(|(_, view)| view.data().as_chunks().0);
+    numbers.map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect()
+}
+
+#[test]
 fn bad_input_is_one_line() {
     let folder = tempfile::tempdir().unwrap();
     for (change, message) in [

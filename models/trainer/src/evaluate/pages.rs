@@ -4,30 +4,86 @@ use std::{fmt::Write as _, fs, io, path::Path};
 
 use anyhow::{Context as _, ensure};
 
-use super::{Figures, Frechet, captions::Rate, sizes::Crop};
+use super::{Figures, captions::Rate, compare::Comparison, quality::Distance, sizes::Crop};
 use crate::classifier::{Aspect, Disturbance};
 
-const BEGIN: &str = "<!-- figures:begin -->";
-const END: &str = "<!-- figures:end -->";
+/// A part of the page that is written anew, by its name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part(&'static str);
 
-/// Replaces what stands between the marks; makes the page if there is none.
-pub(super) fn write(figures: &Figures, path: &Path) -> anyhow::Result<()> {
-    let page = match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => format!("# The model\n\n{BEGIN}\n{END}\n"),
-        other => other.with_context(|| format!("{}: cannot be read", path.display()))?,
-    };
-    let page = replaced(&page, &text(figures)?).with_context(|| path.display().to_string())?;
+/// What was measured of the model.
+pub(super) const FIGURES: Part = Part("figures");
+/// What was measured of models beside each other.
+pub(super) const COMPARISON: Part = Part("comparison");
+
+impl Part {
+    fn marks(self) -> [String; 2] {
+        ["begin", "end"].map(|end| format!("<!-- {}:{end} -->", self.0))
+    }
+}
+
+/// Replaces what stands between a part's marks, or adds it; makes the page if there is none.
+pub(super) fn write(part: Part, text: &str, path: &Path) -> anyhow::Result<()> {
+    let page = replaced(&read(path)?, part, text).with_context(|| path.display().to_string())?;
     fs::write(path, page).with_context(|| format!("{}: cannot be written", path.display()))
 }
 
-fn replaced(page: &str, figures: &str) -> anyhow::Result<String> {
-    let places = page.find(BEGIN).zip(page.find(END)).filter(|(begin, end)| begin < end);
-    ensure!(places.is_some(), "it lacks {BEGIN} and, after it, {END}");
-    let (begin, end) = places.unwrap_or_default();
-    Ok(format!("{}\n\n{}\n\n{}", &page[..begin + BEGIN.len()], figures.trim(), &page[end..]))
+/// Whether a part can be written, before it is measured.
+pub(super) fn check(part: Part, path: &Path) -> anyhow::Result<()> {
+    replaced(&read(path)?, part, "").with_context(|| path.display().to_string()).map(drop)
 }
 
-fn text(figures: &Figures) -> Result<String, std::fmt::Error> {
+fn read(path: &Path) -> anyhow::Result<String> {
+    match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok("# The model\n".to_owned()),
+        other => other.with_context(|| format!("{}: cannot be read", path.display())),
+    }
+}
+
+fn replaced(page: &str, part: Part, text: &str) -> anyhow::Result<String> {
+    let [begin, end] = part.marks();
+    if !page.contains(&begin) && !page.contains(&end) {
+        return Ok(format!("{}\n\n{begin}\n\n{}\n\n{end}\n", page.trim_end(), text.trim()));
+    }
+    let places = page.find(&begin).zip(page.find(&end)).filter(|(begin, end)| begin < end);
+    ensure!(places.is_some(), "it lacks {begin} and, after it, {end}");
+    let (from, to) = places.unwrap_or_default();
+    Ok(format!("{}\n\n{}\n\n{}", &page[..from + begin.len()], text.trim(), &page[to..]))
+}
+
+/// Models beside each other.
+pub(super) fn comparison(comparison: &Comparison) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    let page = &mut out;
+    writeln!(
+        page,
+        "Written by `sdxl-train compare`, of {} captions whose combinations of shapes and colours no training picture \
+         shows, drawn with 30 Euler steps at a guidance scale of 5 by {}, asked for at full size. In brackets: 95 % \
+         intervals.\n\n\
+         | | Fréchet distance by what is shown | and how sharp | sharpness, of true renderings' |\n\
+         | --- | --- | --- | --- |",
+        comparison.prompts.len(),
+        comparison.kernels.name()
+    )?;
+    let mut row = |name: &str, Distance { shown, whole }: &Distance, sharpness: &str| {
+        writeln!(page, "| {name} | {:.3} | {:.3} |{sharpness} |", shown.estimate, whole.estimate)
+    };
+    row("true renderings", &comparison.floor, "")?;
+    for model in &comparison.models {
+        row(&model.name, &model.distance, &format!(" {:.3}", model.sharpness))?;
+    }
+    for pair in comparison.models.windows(2) {
+        let [one, other] = pair else { continue };
+        let [shown, whole] =
+            [one.distance.shown.less(&other.distance.shown), one.distance.whole.less(&other.distance.whole)];
+        writeln!(page, "| {}, less {} | {shown:.3} | {whole:.3} | |", one.name, other.name)?;
+    }
+    writeln!(page, "\n![Models beside each other](pictures/model-comparison.png)")?;
+    Ok(out)
+}
+
+/// What was measured of the model.
+pub(super) fn text(figures: &Figures) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
     let page = &mut out;
     writeln!(
@@ -92,14 +148,17 @@ fn sharpness(page: &mut String, Figures { sharpness, .. }: &Figures) -> std::fmt
         page,
         "The same captions and seeds, asked for as enlarged from originals of several sizes. Sharpness is the mean \
          square of the Laplacian, here as a share of that at full size; true renderings were really so small. Last, \
-         what is drawn as a share of the true renderings of that original size.\n"
+         those after the autoencoder: blur that it does not keep cannot be drawn.\n"
     )?;
-    writeln!(page, "| original | drawn | true renderings | drawn of true |\n| --- | --- | --- | --- |")?;
+    writeln!(
+        page,
+        "| original | drawn | true renderings | through the autoencoder |\n| --- | --- | --- | --- |"
+    )?;
     for row in sharpness {
         writeln!(
             page,
-            "| {0} x {0} | {1:.3} | {2:.3} | {3:.2} |",
-            row.original_size, row.drawn, row.rendered, row.of_truth
+            "| {0} x {0} | {1:.3} | {2:.3} | {3:.3} |",
+            row.original_size, row.drawn, row.rendered, row.decoded
         )?;
     }
     writeln!(page, "\n![Original sizes](pictures/model-original-size.png)\n")
@@ -166,8 +225,8 @@ fn quality(page: &mut String, figures: &Figures) -> std::fmt::Result {
          alone, which see through blur; and by that and the logarithms of sharpness at three scales beside it.\n\n\
          | | what is shown | and how sharp |\n| --- | --- | --- |"
     )?;
-    for Frechet { name, shown, whole } in figures.frechet.iter().chain(&figures.frechet_differences) {
-        writeln!(page, "| {name} | {shown:.3} | {whole:.3} |")?;
+    for (name, distance) in ["true renderings", "the model"].into_iter().zip(figures.frechet) {
+        writeln!(page, "| {name} | {:.3} | {:.3} |", distance.shown, distance.whole)?;
     }
     writeln!(page)?;
     let Some(refined) = &figures.refiner else { return Ok(()) };
@@ -192,8 +251,9 @@ mod tests {
     use crate::{
         classifier::Accuracy,
         evaluate::{
-            Kernels,
+            Frechet, Kernels,
             captions::Captions,
+            compare::Compared,
             figures::Estimate,
             quality::Autoencoder,
             sizes::{Bucket, Sharpness},
@@ -202,14 +262,19 @@ mod tests {
 
     #[test]
     fn prose_around_the_figures_stays() {
-        let page = format!("# Model\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n");
-        let once = replaced(&page, "new\n").unwrap();
-        assert_eq!(once, format!("# Model\n\nBefore.\n\n{BEGIN}\n\nnew\n\n{END}\n\nAfter.\n"));
-        assert_eq!(replaced(&once, "new").unwrap(), once);
-        for broken in ["none".to_owned(), format!("{END} {BEGIN}")] {
-            assert!(
-                replaced(&broken, "new").unwrap_err().to_string().contains("it lacks <!-- figures:begin")
-            );
+        let [begin, end] = FIGURES.marks();
+        let others = COMPARISON.marks().join("\nkept\n");
+        let page = format!("# Model\n\nBefore.\n\n{begin}\nold\n{end}\n\nAfter.\n\n{others}\n");
+        let once = replaced(&page, FIGURES, "new\n").unwrap();
+        let wanted = format!("# Model\n\nBefore.\n\n{begin}\n\nnew\n\n{end}\n\nAfter.\n\n{others}\n");
+        assert_eq!(once, wanted);
+        assert_eq!(replaced(&once, FIGURES, "new").unwrap(), once);
+        assert!(replaced(&once, COMPARISON, "newer").unwrap().contains("-->\n\nnewer\n\n<!--"));
+        let added = replaced("# Model\n", COMPARISON, "new").unwrap();
+        assert_eq!(added, "# Model\n\n<!-- comparison:begin -->\n\nnew\n\n<!-- comparison:end -->\n");
+        for broken in [begin.clone(), format!("{end} {begin}")] {
+            let error = replaced(&broken, FIGURES, "new").unwrap_err().to_string();
+            assert!(error.contains("it lacks <!-- figures:begin"), "{error}");
         }
     }
 
@@ -234,7 +299,7 @@ mod tests {
                 original_size: 24,
                 drawn: estimate(0.02),
                 rendered: estimate(0.03),
-                of_truth: estimate(0.9),
+                decoded: estimate(0.9),
                 pictures: Vec::new(),
             }],
             crops: [(vec![crop(16)], estimate(-1.0)), (vec![crop(32)], estimate(-0.98))],
@@ -246,28 +311,49 @@ mod tests {
                 drawn: Default::default(),
             }],
             refiner: None,
-            frechet: vec![Frechet { name: "shapes".to_owned(), shown: estimate(1.5), whole: estimate(2.5) }],
-            frechet_differences: vec![Frechet {
-                name: "one, less other".to_owned(),
-                shown: estimate(0.2),
-                whole: estimate(0.4),
-            }],
+            frechet: [0.1, 1.5].map(|value| Frechet { shown: estimate(value), whole: estimate(value + 1.0) }),
         };
         let page = text(&figures).unwrap();
         for line in [
             "| main colour | 95.0 % (94.0 to 96.0) of 400 | 90.0 % (89.0 to 91.0) of 400 |",
             "| main colour | 99.8 % of 400 | 99.8 % of 400 | 99.8 % of 400 | 98.0 % of 400 |",
             "| shape | – | – |",
-            "| 24 x 24 | 0.020 (0.010 to 0.030) | 0.030 (0.020 to 0.040) | 0.90 (0.89 to 0.91) |",
+            "| 24 x 24 | 0.020 (0.010 to 0.030) | 0.030 (0.020 to 0.040) | 0.900 (0.890 to 0.910) |",
             "| top | 16 | 64.5 (64.5 to 64.5) | 64 |",
             "| left | 32 | 64.5 (64.5 to 64.5) | 64 |",
             "| 96 x 160 | 97.0 % (96.0 to 98.0) | 96.0 % (95.0 to 97.0) | 95.0 %, NaN % | NaN % |",
             "- The autoencoder gives held-out renderings back at 36.70 (36.69 to 36.71) dB, over 400 pictures.",
-            "| shapes | 1.500 (1.490 to 1.510) | 2.500 (2.490 to 2.510) |",
-            "| one, less other | 0.200 (0.190 to 0.210) | 0.400 (0.390 to 0.410) |",
+            "| true renderings | 0.100 (0.090 to 0.110) | 1.100 (1.090 to 1.110) |",
+            "| the model | 1.500 (1.490 to 1.510) | 2.500 (2.490 to 2.510) |",
         ] {
             assert!(page.lines().any(|other| other == line), "{line}\n{page}");
         }
         assert!(!page.contains("refiner"));
+    }
+
+    #[test]
+    fn models_are_held_against_the_next() {
+        let distance = |value: f64| Distance::of([value, value + 1.0]);
+        let model = |name: &str, value| Compared {
+            name: name.to_owned(),
+            distance: distance(value),
+            sharpness: Estimate { value: 0.5, interval: [0.4, 0.6], count: 100 },
+            pictures: Vec::new(),
+        };
+        let page = comparison(&Comparison {
+            kernels: Kernels::F32,
+            prompts: Vec::new(),
+            floor: distance(0.1),
+            models: vec![model("one", 3.0), model("other", 1.0), model("third", 0.5)],
+        })
+        .unwrap();
+        for line in [
+            "| true renderings | 0.100 (0.100 to 0.100) | 1.100 (1.100 to 1.100) | |",
+            "| one | 3.000 (3.000 to 3.000) | 4.000 (4.000 to 4.000) | 0.500 (0.400 to 0.600) |",
+            "| one, less other | 2.000 (2.000 to 2.000) | 2.000 (2.000 to 2.000) | |",
+            "| other, less third | 0.500 (0.500 to 0.500) | 0.500 (0.500 to 0.500) | |",
+        ] {
+            assert!(page.lines().any(|other| other == line), "{line}\n{page}");
+        }
     }
 }

@@ -14,9 +14,9 @@ use sdxl_scenes::Scene;
 use serde::Serialize;
 
 use super::{
-    bench::{self, Bench, Prompt},
+    bench::{Bench, Prompt},
     captions::{Rate, rates},
-    draw::{Options, Painter},
+    draw::Options,
     features,
     figures::Estimate,
     fit,
@@ -43,27 +43,35 @@ pub struct Autoencoder {
     pub rates: Vec<Rate>,
 }
 
+/// Sends pictures through a model's autoencoder and back.
+///
+/// # Errors
+/// A broken file or a failed computation.
+pub(super) fn decoded(bench: &Bench, model: &Path, pictures: &[Raster]) -> Result<Vec<Raster>, TrainError> {
+    let folder = PipelineDir::open(&model.join("base"))?.vae();
+    let config = VaeConfig::open(&folder.join("config.json"))?;
+    let weights = Weights::open(&folder)?.var_builder(DType::F32, &Device::Cpu);
+    let encoder = VaeEncoder::new(&weights, &config)?;
+    let one = |picture: &Raster| {
+        let _scope = bench.painter.precision.map(Scope::new);
+        let [height, width] = picture.size;
+        let pixels: Vec<f32> = picture.pixels.iter().map(|v| 2.0 * v - 1.0).collect();
+        let image = Tensor::from_vec(pixels, (1, 3, height, width), &Device::Cpu)?;
+        let decoded = bench.painter.decoder.decode(&encoder.latents(&image)?)?.i(0)?;
+        Ok(Raster::of_rgb8(&to_rgb8(&decoded)?, picture.size))
+    };
+    in_turn(&bench.team, pictures, one).into_iter().collect()
+}
+
 /// Sends held-out renderings through the autoencoder and back.
 ///
 /// # Errors
 /// A broken file or a failed computation.
 pub fn autoencoder(bench: &Bench, model: &Path, count: usize) -> Result<Autoencoder, TrainError> {
-    let folder = PipelineDir::open(&model.join("base"))?.vae();
-    let config = VaeConfig::open(&folder.join("config.json"))?;
-    let weights = Weights::open(&folder)?.var_builder(DType::F32, &Device::Cpu);
-    let encoder = VaeEncoder::new(&weights, &config)?;
     let (size, prompts) = (bench.square(), Prompt::held_out(count, |_| true));
-    let one = |prompt: &Prompt| {
-        let _scope = bench.painter.precision.map(Scope::new);
-        let picture = Raster::of_scene(&prompt.scene, size);
-        let pixels: Vec<f32> = picture.pixels.iter().map(|v| 2.0 * v - 1.0).collect();
-        let image = Tensor::from_vec(pixels, (1, 3, size[0], size[1]), &Device::Cpu)?;
-        let decoded = bench.painter.decoder.decode(&encoder.latents(&image)?)?.i(0)?;
-        let decoded = Raster::of_rgb8(&to_rgb8(&decoded)?, size);
-        Ok::<_, TrainError>((psnr(&picture, &decoded), decoded))
-    };
-    let decoded = in_turn(&bench.team, &prompts, one).into_iter().collect::<Result<Vec<_>, _>>()?;
-    let (values, pictures): (Vec<f64>, Vec<Raster>) = decoded.into_iter().unzip();
+    let rendered: Vec<_> = prompts.iter().map(|prompt| Raster::of_scene(&prompt.scene, size)).collect();
+    let pictures = decoded(bench, model, &rendered)?;
+    let values: Vec<f64> = rendered.iter().zip(&pictures).map(|(a, b)| psnr(a, b)).collect();
     Ok(Autoencoder { psnr: Estimate::mean(&values), rates: rates(&bench.judge(&prompts, &pictures)?) })
 }
 
@@ -178,6 +186,18 @@ fn spread(value: f64, resampled: &[f64], count: usize) -> Estimate {
     Estimate { value, interval: [value - reach, value + reach], count }
 }
 
+#[cfg(test)]
+impl Distance {
+    /// That is sure: by what is shown, and by sharpness too.
+    pub(super) fn of(values: [f64; 2]) -> Self {
+        let [shown, whole] = values.map(|value| Resampled {
+            estimate: Estimate { value, interval: [value; 2], count: 100 },
+            values: vec![value; 2],
+        });
+        Self { shown, whole }
+    }
+}
+
 impl<'a> Truth<'a> {
     /// Renders them.
     ///
@@ -220,15 +240,6 @@ impl<'a> Truth<'a> {
             (0..RESAMPLES).map(|_| (0..count).map(|_| rng.random_range(0..count)).collect()).collect();
         let values = in_turn(&self.bench.team, &samples, |picked| distance(picked));
         Resampled { estimate: spread(value, &values, count), values }
-    }
-
-    /// The distances of what a model draws for the prompts.
-    ///
-    /// # Errors
-    /// A failed computation.
-    pub fn distance_of(&self, painter: &Painter) -> Result<Distance, TrainError> {
-        let orders = bench::orders(self.prompts, &Options::new(self.bench.square()));
-        self.distance(&painter.draw(&self.bench.team, &orders)?)
     }
 
     /// The distances of as many other true renderings of the same captions: no model does better but by chance.

@@ -11,6 +11,7 @@ use image::{
 use super::{
     Figures,
     bench::{Bench, Prompt},
+    compare::Comparison,
     fit,
 };
 use crate::{
@@ -69,6 +70,24 @@ pub(super) fn write(bench: &Bench, figures: &Figures, folder: &Path) -> anyhow::
     save(&cells, 6, &folder.join("model-refiner.png"))
 }
 
+/// Writes `model-comparison.png` to a folder: a row of each model, of as many captions as fit.
+pub(super) fn write_comparison(comparison: &Comparison, folder: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
+    let most = comparison.models.first().map_or(0, |model| model.pictures.len());
+    let mut sheets = (1..=most).rev().map(|columns| {
+        let cells = comparison.models.iter().flat_map(|model| {
+            let drawn = model.pictures.iter().zip(&comparison.prompts).take(columns);
+            drawn.map(|(picture, prompt)| cell(picture, format!("{}: {}", model.name, prompt.caption)))
+        });
+        fitted(&cells.collect::<Vec<_>>(), columns)
+    });
+    let fits =
+        |sheet: &anyhow::Result<Vec<u8>>| sheet.as_ref().map_or(true, |bytes| bytes.len() <= MOST_BYTES);
+    let Some(bytes) = sheets.find(fits).transpose()? else { return Ok(()) };
+    let path = folder.join("model-comparison.png");
+    fs::write(&path, bytes).with_context(|| format!("{}: cannot be written", path.display()))
+}
+
 fn captioned(drawn: &(Vec<Prompt>, Vec<Raster>), count: usize) -> Vec<Rgb8Picture> {
     captioned_as(drawn, count, |prompt| prompt.caption.clone())
 }
@@ -91,19 +110,25 @@ fn cell(picture: &Raster, label: String) -> Rgb8Picture {
 fn save(pictures: &[Rgb8Picture], columns: usize, path: &Path) -> anyhow::Result<()> {
     let mut rows = pictures.len().div_ceil(columns.max(1));
     let bytes = loop {
-        let sheet = sheet::grid(&pictures[..pictures.len().min(rows * columns)], columns);
-        let mut bytes = png(&sheet)?;
-        for bits in [6, 5] {
-            if bytes.len() > MOST_BYTES {
-                bytes = png(&coarser(&sheet, bits))?;
-            }
-        }
+        let bytes = fitted(&pictures[..pictures.len().min(rows * columns)], columns)?;
         if bytes.len() <= MOST_BYTES || rows <= 1 {
             break bytes;
         }
         rows -= 1;
     };
     fs::write(path, bytes).with_context(|| format!("{}: cannot be written", path.display()))
+}
+
+/// A sheet as a file, made coarser if it is too large.
+fn fitted(pictures: &[Rgb8Picture], columns: usize) -> anyhow::Result<Vec<u8>> {
+    let sheet = sheet::grid(pictures, columns);
+    let mut bytes = png(&sheet)?;
+    for bits in [6, 5] {
+        if bytes.len() > MOST_BYTES {
+            bytes = png(&coarser(&sheet, bits))?;
+        }
+    }
+    Ok(bytes)
 }
 
 fn png(picture: &RgbImage) -> image::ImageResult<Vec<u8>> {

@@ -1,6 +1,8 @@
 //! Whether the sizes that condition the model do what they should (sections 2.2 and 2.3 of the paper): an original size
 //! makes a picture as blurred as an enlarged one, a crop moves what is shown, and every bucket's pictures are whole.
 
+use std::path::Path;
+
 use sdxl_scenes::{Position, Size};
 use serde::Serialize;
 
@@ -9,6 +11,7 @@ use super::{
     captions::{Rate, rates},
     draw::Options,
     figures::Estimate,
+    quality,
 };
 use crate::{
     TrainError,
@@ -16,17 +19,17 @@ use crate::{
     data::{self, Framing},
 };
 
-/// Sharpness at one original size.
+/// Sharpness at one original size, as a share of the same pictures' at the target's.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sharpness {
     /// Side of the original, in pixels.
     pub original_size: usize,
-    /// Of drawn pictures, as a share of the same pictures' at the target's size.
+    /// Of drawn pictures.
     pub drawn: Estimate,
-    /// The same of true renderings so small, and enlarged.
+    /// Of true renderings so small, and enlarged.
     pub rendered: Estimate,
-    /// Of drawn pictures, as a share of those true renderings'.
-    pub of_truth: Estimate,
+    /// Of those, once they have gone through the autoencoder: blur that it does not keep cannot be drawn.
+    pub decoded: Estimate,
     /// What was drawn.
     #[serde(skip)]
     pub pictures: Vec<Raster>,
@@ -36,37 +39,36 @@ pub struct Sharpness {
 /// from as small an original say how blurred they should be.
 ///
 /// # Errors
-/// A failed computation.
-pub fn sharpness(bench: &Bench, count: usize) -> Result<Vec<Sharpness>, TrainError> {
+/// A broken file or a failed computation.
+pub fn sharpness(bench: &Bench, model: &Path, count: usize) -> Result<Vec<Sharpness>, TrainError> {
     let target = bench.square();
     let prompts = Prompt::held_out(count, |facts| facts.second.is_none());
-    let sides = [0.1875, 0.25, 0.375, 0.5, 0.75, 1.0].map(|share| (share * target[0] as f64) as usize);
+    let sides = [0.125, 0.1875, 0.25, 0.375, 0.5, 0.75, 1.0].map(|share| (share * target[0] as f64) as usize);
     let mut measured = Vec::new();
     for side in sides {
         let options = Options { original_size: Some([side; 2]), ..Options::new(target) };
         let pictures = bench.draw(&prompts, &options)?;
         let framing = Framing::new([side; 2], target, 0.0);
-        let rendered = prompts.iter().map(|prompt| {
+        let render = |prompt: &Prompt| {
             let pixels = data::frame(&prompt.scene, framing).into_iter().map(|v| 0.5 * v + 0.5).collect();
-            laplacian_energy(&Raster { size: target, pixels })
-        });
-        let rendered: Vec<f64> = rendered.collect();
-        let drawn: Vec<f64> = pictures.iter().map(laplacian_energy).collect();
-        measured.push((side, drawn, rendered, pictures));
+            Raster { size: target, pixels }
+        };
+        let rendered: Vec<_> = prompts.iter().map(render).collect();
+        let decoded = quality::decoded(bench, model, &rendered)?;
+        let energies = [&pictures, &rendered, &decoded]
+            .map(|pictures| pictures.iter().map(laplacian_energy).collect::<Vec<_>>());
+        measured.push((side, energies, pictures));
     }
-    let Some((_, drawn_sharp, rendered_sharp, _)) = measured.last().cloned() else { return Ok(Vec::new()) };
+    let Some((_, sharp, _)) = measured.last().cloned() else { return Ok(Vec::new()) };
     let share = |values: &[f64], sharp: &[f64]| {
         Estimate::bootstrap(values.len(), |picked| {
             let (value, of) = picked.fold((0.0, 0.0), |(v, s), i| (v + values[i], s + sharp[i]));
             value / of
         })
     };
-    let row = |(original_size, drawn, rendered, pictures): (usize, Vec<f64>, Vec<f64>, _)| Sharpness {
-        original_size,
-        drawn: share(&drawn, &drawn_sharp),
-        rendered: share(&rendered, &rendered_sharp),
-        of_truth: share(&drawn, &rendered),
-        pictures,
+    let row = |(original_size, energies, pictures): (usize, [Vec<f64>; 3], Vec<Raster>)| {
+        let [drawn, rendered, decoded] = std::array::from_fn(|i| share(&energies[i], &sharp[i]));
+        Sharpness { original_size, drawn, rendered, decoded, pictures }
     };
     Ok(measured.into_iter().map(row).collect())
 }

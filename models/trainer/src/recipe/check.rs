@@ -20,7 +20,8 @@ struct Section<'a> {
     name: &'static str,
 }
 
-pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), TrainError> {
+/// `has_vae`: whether it begins with a finished autoencoder.
+pub(super) fn check(recipe: &Recipe, has_vae: bool, path: &Path) -> Result<(), TrainError> {
     let section = |name| Section { path, name };
     let model = section("model");
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -29,7 +30,7 @@ pub(super) fn check(recipe: &Recipe, path: &Path) -> Result<(), TrainError> {
     model.range("vocab_size", recipe.model.vocab_size, Vocabulary::new().len()..)?;
 
     check_data(&section("data"), recipe)?;
-    check_vae(&section("vae"), &recipe.vae, &recipe.data)?;
+    check_vae(&section("vae"), &recipe.vae, &recipe.data, has_vae)?;
     let first = &recipe.text_encoder;
     check_text(&section("text_encoder"), [first.hidden_size, first.layers, first.heads])?;
     let TextEncoder2 { hidden_size, layers, heads, projection_dim } = recipe.text_encoder_2;
@@ -61,12 +62,16 @@ fn check_data(section: &Section<'_>, recipe: &Recipe) -> Result<(), TrainError> 
     }
     section.range("dataset_size", data.dataset_size, 1..)?;
     section.range("small_original_fraction", data.small_original_fraction, 0.0..=1.0)?;
+    if let Some([least, most]) = data.small_original_sizes {
+        section.range("small_original_sizes[0]", least, 0.0625..=0.9)?;
+        section.range("small_original_sizes[1]", most, least..=0.9)?;
+    }
     section.range("crop_fraction", data.crop_fraction, 0.0..=1.0)?;
     let all = data.small_original_fraction + data.crop_fraction;
     section.that(all <= 1.0, "crop_fraction", data.crop_fraction, "at most 1 with small_original_fraction")
 }
 
-fn check_vae(section: &Section<'_>, vae: &Vae, data: &Data) -> Result<(), TrainError> {
+fn check_vae(section: &Section<'_>, vae: &Vae, data: &Data, is_finished: bool) -> Result<(), TrainError> {
     let channels = &vae.block_out_channels;
     // Three halvings make a latent of 8 x 8 pixels.
     section.length("block_out_channels", channels.len(), 4)?;
@@ -75,10 +80,10 @@ fn check_vae(section: &Section<'_>, vae: &Vae, data: &Data) -> Result<(), TrainE
     section.range("batch_size", vae.batch_size, 1..)?;
     section.multiple("crop", vae.crop, LATENT)?;
     section.range("crop", vae.crop, LATENT..=data.sample_size)?;
-    section.range("steps", vae.steps, 1..)?;
+    section.range("steps", vae.steps, u64::from(!is_finished)..)?;
     section.rates(vae.learning_rate, vae.ema_decay)?;
-    let shorter = if vae.decoder_steps == 0 { vae.steps } else { vae.steps.min(vae.decoder_steps) };
-    section.range("warmup", vae.warmup, 0..=shorter)?;
+    let shorter = [vae.steps, vae.decoder_steps].into_iter().filter(|steps| *steps > 0).min();
+    section.range("warmup", vae.warmup, 0..=shorter.unwrap_or(u64::MAX))?;
     section.range("kl_weight", vae.kl_weight, 0.0..=1.0)?;
     section.range("anchor_weight", vae.anchor_weight, 0.0..=1e3)?;
     section.range("anchor_steps", vae.anchor_steps, 0..=vae.steps)
@@ -123,7 +128,6 @@ fn check_denoiser(section: &Section<'_>, denoiser: &Denoiser, data: &Data) -> Re
     section.range("weight_decay", denoiser.weight_decay, 0.0..=1.0)?;
     section.range("large_originals", denoiser.large_originals.unwrap_or(1), 1..)?;
     section.range("small_originals", denoiser.small_originals.unwrap_or(1), 1..)?;
-    section.range("largest_small_original", denoiser.largest_small_original.unwrap_or(1.0), 0.05..=1.0)?;
     let [has_small, has_cropped] = [denoiser.small_original_share, denoiser.crop_share].map(|s| s.is_some());
     section.that(has_small == has_cropped, "crop_share", has_cropped, "there if small_original_share is")?;
     let [small, cropped] = [denoiser.small_original_share, denoiser.crop_share].map(|s| s.unwrap_or(0.0));

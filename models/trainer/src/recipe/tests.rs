@@ -1,4 +1,7 @@
+use std::path::PathBuf;
+
 use super::*;
+use crate::stages::configs;
 
 const RECIPE: &str = include_str!("example.toml");
 
@@ -105,9 +108,14 @@ fn a_value_out_of_range_is_told_with_its_range() {
             "base.large_originals = 0: must be at least 1",
         ),
         (
-            "batch_size = 48",
-            "batch_size = 48\nlargest_small_original = 1.5",
-            "base.largest_small_original = 1.5: must be 0.05 to 1",
+            "crop_fraction = 0.3",
+            "crop_fraction = 0.3\nsmall_original_sizes = [0.05, 0.5]",
+            "data.small_original_sizes[0] = 0.05: must be 0.0625 to 0.9",
+        ),
+        (
+            "crop_fraction = 0.3",
+            "crop_fraction = 0.3\nsmall_original_sizes = [0.5, 0.4]",
+            "data.small_original_sizes[1] = 0.4: must be 0.5 to 0.9",
         ),
         (
             "batch_size = 48",
@@ -149,6 +157,8 @@ fn a_stage_is_known_by_what_matters_to_it() {
             .map(|stage| recipe.fingerprint(stage) != other.fingerprint(stage))
     };
     assert_eq!(changed("log_every = 50", "log_every = 5"), [false; 4]);
+    let smaller = "crop_fraction = 0.3\nsmall_original_sizes = [0.1, 0.2]";
+    assert_eq!(changed("crop_fraction = 0.3", smaller), [true; 4]);
     assert_eq!(changed("checkpoint_every = 500", "checkpoint_every = 5"), [false; 4]);
     assert_eq!(changed("name = \"tiny\"", "name = \"other\""), [false; 4]);
     assert_eq!(changed("seed = 1", "seed = 2"), [true; 4]);
@@ -162,12 +172,145 @@ fn a_stage_is_known_by_what_matters_to_it() {
     assert_eq!(recipe.fingerprint(Stage::Base).len(), 64);
 }
 
-#[test]
-fn the_models_of_table_2_share_the_shipped_models_autoencoder_and_pictures() {
-    let shipped = parse(include_str!("../../../recipes/shapes.toml")).unwrap();
-    let sizes = parse(include_str!("../../../recipes/sizes.toml")).unwrap();
-    for stage in [Stage::Vae, Stage::VaeDecoder] {
-        assert_eq!(shipped.fingerprint(stage), sizes.fingerprint(stage));
+/// A folder with a recipe that begins with a finished autoencoder and base, all weights a few bytes.
+fn begun(folder: &Path) -> PathBuf {
+    let recipe = parse(RECIPE).unwrap();
+    for (name, file, config) in [
+        ("vae", "diffusion_pytorch_model.safetensors", configs::vae_json(&recipe, 0.9)),
+        ("unet", "diffusion_pytorch_model.safetensors", configs::unet_json(&recipe)),
+        ("text_encoder", "model.safetensors", configs::text_encoder_json(&recipe)),
+        ("text_encoder_2", "model.safetensors", configs::text_encoder_2_json(&recipe)),
+    ] {
+        let own = folder.join("finished").join(name);
+        fs::create_dir_all(&own).unwrap();
+        fs::write(own.join("config.json"), config.to_string()).unwrap();
+        fs::write(own.join(file), name).unwrap();
     }
-    assert_eq!(shipped.data, sizes.data);
+    let path = folder.join("tiny.toml");
+    let text = untrained(RECIPE);
+    let pretrained = "[pretrained]\nvae = \"finished/vae\"\nbase = \"finished\"\n";
+    fs::write(&path, format!("{text}\n{pretrained}")).unwrap();
+    path
+}
+
+/// Without steps of the autoencoder.
+fn untrained(text: &str) -> String {
+    let none = [
+        ("\nsteps = 20000", "\nsteps = 0"),
+        ("decoder_steps = 5000", "decoder_steps = 0"),
+        ("anchor_steps = 5000", "anchor_steps = 0"),
+    ];
+    none.iter().fold(text.to_owned(), |text, (old, new)| {
+        assert!(text.contains(old), "{old}");
+        text.replacen(old, new, 1)
+    })
+}
+
+#[test]
+fn a_stage_is_known_by_the_finished_networks_that_it_begins_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = begun(folder.path());
+    let first = Recipe::open(&path).unwrap();
+    let weights = &first.pretrained.vae.as_ref().unwrap().weights;
+    assert_eq!(weights.parent(), Some(&*folder.path().join("finished/vae")));
+    assert_eq!(first.pretrained.scaling_factor, Some(0.9));
+    let names: Vec<_> = first.pretrained.base.iter().map(|part| part.name).collect();
+    assert_eq!(names, ["unet", "text_encoder", "text_encoder_2"]);
+    let differs = |before: &Recipe| {
+        let after = Recipe::open(&path).unwrap();
+        [Stage::Vae, Stage::VaeDecoder, Stage::Base, Stage::Refiner]
+            .map(|stage| before.fingerprint(stage) != after.fingerprint(stage))
+    };
+    assert_eq!(differs(&first), [false; 4]);
+    fs::write(folder.path().join("finished/text_encoder/model.safetensors"), "others").unwrap();
+    assert_eq!(differs(&first), [false, false, true, true]);
+    fs::write(folder.path().join("finished/vae/diffusion_pytorch_model.safetensors"), "others").unwrap();
+    assert_eq!(differs(&first), [true; 4]);
+}
+
+#[test]
+fn only_a_finished_autoencoder_needs_no_steps() {
+    let message = parse(&untrained(RECIPE)).unwrap_err().to_string();
+    assert_eq!(message, "tiny.toml: vae.steps = 0: must be at least 1");
+    // A decoder may still go on alone.
+    let folder = tempfile::tempdir().unwrap();
+    let path = begun(folder.path());
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replacen("decoder_steps = 0", "decoder_steps = 700", 1)).unwrap();
+    let vae = Recipe::open(&path).unwrap().vae;
+    assert_eq!((vae.steps, vae.decoder_steps), (0, 700));
+}
+
+#[test]
+fn finished_networks_must_be_there_and_the_recipes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = begun(folder.path());
+    let complaint = || {
+        let message = Recipe::open(&path).unwrap_err().to_string();
+        let start = format!("{}: ", path.display());
+        message.strip_prefix(&start).unwrap_or(&message).to_owned()
+    };
+    let config = folder.path().join("finished/unet/config.json");
+    let right = fs::read_to_string(&config).unwrap();
+    fs::write(&config, right.replace("\"sample_size\":16", "\"sample_size\":128")).unwrap();
+    assert!(Recipe::open(&path).is_ok(), "where a network was trained is not what it is");
+    fs::write(&config, right.replace("[2,4,6]", "[2,4,8]")).unwrap();
+    assert_eq!(
+        complaint(),
+        "pretrained.base = finished/unet, with attention_head_dim [2,4,8]: must be a network with [2,4,6], as the \
+         recipe has it"
+    );
+    fs::write(&config, "{").unwrap();
+    let message = complaint();
+    assert!(
+        message.starts_with("pretrained.base = finished/unet, whose config.json is not JSON: EOF"),
+        "{message}"
+    );
+    fs::remove_file(&config).unwrap();
+    let message = complaint();
+    assert!(message.contains("finished/unet, whose config.json cannot be read: No such file"), "{message}");
+    fs::write(&config, right).unwrap();
+    let vae = folder.path().join("finished/vae");
+    let text = fs::read_to_string(vae.join("config.json")).unwrap();
+    fs::write(vae.join("config.json"), text.replace("\"scaling_factor\":0.9", "\"scaling_factor\":null"))
+        .unwrap();
+    assert_eq!(
+        complaint(),
+        "pretrained.vae = finished/vae, without a scaling_factor: must be a network with one"
+    );
+    fs::write(vae.join("config.json"), text).unwrap();
+    fs::remove_file(vae.join("diffusion_pytorch_model.safetensors")).unwrap();
+    let message = complaint();
+    assert!(message.starts_with("pretrained.vae = finished/vae, whose diffusion_pytorch_model"), "{message}");
+    let unknown = format!("{RECIPE}\n[pretrained]\nunet = \"x\"\n");
+    assert!(parse(&unknown).unwrap_err().to_string().contains("unknown field `unet`"));
+}
+
+#[test]
+fn a_finished_base_goes_on_with_its_own_autoencoder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = begun(folder.path());
+    let text = fs::read_to_string(&path).unwrap();
+    let trained = text.replacen("\nsteps = 0", "\nsteps = 300", 1);
+    let trained = trained.replacen("warmup = 200", "warmup = 0", 1);
+    let alone = trained.replacen("vae = \"finished/vae\"\n", "", 1);
+    assert!(alone.len() < trained.len());
+    for (text, found) in [(alone, "absent"), (trained, "trained for 300")] {
+        fs::write(&path, text).unwrap();
+        let message = Recipe::open(&path).unwrap_err().to_string();
+        let expected =
+            format!("pretrained.vae = {found}: must be there, with vae.steps = 0, beside pretrained.base");
+        assert!(message.ends_with(&expected), "{message}");
+    }
+}
+
+#[test]
+fn the_models_of_table_2_go_on_from_the_shipped_one() {
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+    let sizes = Recipe::open(&recipes.join("sizes.toml")).unwrap();
+    let shipped = recipes.join("../shapes/base").canonicalize().unwrap();
+    let Pretrained { vae, base, .. } = &sizes.pretrained;
+    let own = |part: &Component| part.weights.canonicalize().unwrap().starts_with(shipped.join(part.name));
+    assert!(vae.iter().chain(base).filter(|part| own(part)).count() == 4);
+    assert_eq!((sizes.vae.steps, sizes.vae.decoder_steps), (0, 0));
 }

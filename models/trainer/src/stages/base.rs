@@ -1,4 +1,5 @@
-//! The base denoiser with both text encoders, from nothing: square pictures first, then all buckets with offset noise.
+//! The base denoiser with both text encoders, from nothing or from a finished model: square pictures first, then all
+//! buckets with offset noise.
 
 use candle_core::{Device, Module, Tensor};
 use candle_nn::{Linear, linear};
@@ -45,8 +46,8 @@ pub struct Networks {
 /// The autoencoder is not finished; those of [`crate::run::Run`].
 pub fn train(context: &Context) -> Result<Outcome, TrainError> {
     let recipe = &context.recipe;
+    let (store, networks) = begin(recipe)?;
     let set = LatentSet::load_or_make(context)?;
-    let (store, networks) = build(recipe)?;
     let steps = steps(recipe, &set)?;
     let trainer = Trainer {
         recipe,
@@ -65,8 +66,17 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
 /// # Errors
 /// The stage is not finished, or its checkpoint is damaged.
 pub fn finished(context: &Context) -> Result<Snapshot, TrainError> {
-    let (store, _) = build(&context.recipe)?;
+    let (store, _) = begin(&context.recipe)?;
     context.average(Stage::Base, context.recipe.base.all_steps(), &store, context.recipe.base.adamw())
+}
+
+/// The networks as training begins.
+fn begin(recipe: &Recipe) -> Result<(ParameterStore, Networks), TrainError> {
+    let (store, networks) = build(recipe)?;
+    for part in &recipe.pretrained.base {
+        store.read_part(&format!("{}.", part.name), &part.weights)?;
+    }
+    Ok((store, networks))
 }
 
 fn build(recipe: &Recipe) -> Result<(ParameterStore, Networks), TrainError> {

@@ -94,12 +94,11 @@ pub(super) fn pools(denoiser: &Denoiser, set: &LatentSet) -> Result<Vec<Pool>, T
 
 /// The places of those that are kept, of pictures by the [`Conditions::scale`] of their originals.
 fn kept(denoiser: &Denoiser, scales: impl Iterator<Item = f64>) -> Vec<usize> {
-    let smaller = denoiser.largest_small_original.unwrap_or(1.0);
     let small = if denoiser.only_large_originals { Some(0) } else { denoiser.small_originals };
     let mut left = [small, denoiser.large_originals].map(|most| most.unwrap_or(usize::MAX));
     let mut keeps = |scale: f64| {
         let left = &mut left[usize::from(scale >= 1.0)];
-        let is_kept = *left > 0 && (scale >= 1.0 || scale <= smaller);
+        let is_kept = *left > 0;
         *left -= usize::from(is_kept);
         is_kept
     };
@@ -241,8 +240,6 @@ mod tests {
         assert_eq!(of(Some(2), Some(1), false), [0, 1, 2]);
         assert_eq!(of(None, Some(1), false), [0, 1, 2, 3, 5]);
         assert_eq!(of(Some(2), Some(1), true), [0, 2]);
-        let smaller = Denoiser { largest_small_original: Some(0.4), small_originals: Some(1), ..denoiser() };
-        assert_eq!(kept(&smaller, [1.0, 0.8, 0.4, 0.3].into_iter()), [0, 2]);
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Conditions {
 /// Latents with their conditions, sorted by bucket.
 #[derive(Debug)]
 pub struct LatentSet {
-    /// Latents times this have deviation 1.
+    /// Latents times this have deviation 1; that of the model whose encoder stays as it is, if one does.
     pub scaling_factor: f64,
     /// `[height, width]` in latents and the pictures of each bucket, the square first.
     pub buckets: Vec<Bucket>,
@@ -146,7 +146,8 @@ impl LatentSet {
             }
             read(&path, &mut buckets)?;
         }
-        let scaling_factor = 1.0 / deviation(&buckets);
+        let kept = recipe.pretrained.scaling_factor.filter(|_| recipe.vae.steps == 0);
+        let scaling_factor = kept.unwrap_or_else(|| 1.0 / deviation(&buckets));
         Ok(Self { scaling_factor, buckets })
     }
 }
@@ -162,9 +163,13 @@ fn bucket_of(index: usize, buckets: usize) -> usize {
 /// What a set depends on, in sixteen digits.
 fn name(recipe: &Recipe, autoencoder: &Snapshot) -> String {
     let mut hash = Sha256::new();
-    let Data { sample_size, buckets, small_original_fraction, crop_fraction, .. } = &recipe.data;
+    let Data { sample_size, buckets, small_original_fraction, small_original_sizes, crop_fraction, .. } =
+        &recipe.data;
     let drawn = (recipe.model.seed, sample_size, buckets, small_original_fraction, crop_fraction);
     hash.update(serde_json::to_string(&drawn).unwrap_or_default());
+    if let Some(sizes) = small_original_sizes {
+        hash.update(serde_json::to_string(sizes).unwrap_or_default());
+    }
     for part in ["encoder.", "quant_conv."] {
         autoencoder.part(part).digest(&mut hash);
     }
@@ -288,6 +293,7 @@ fn say(done: usize, of: usize, started: Instant) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Initialisation, ParameterStore};
 
     #[test]
     fn six_of_ten_pictures_are_square_and_every_bucket_has_its_share() {
@@ -297,5 +303,24 @@ mod tests {
         }
         assert_eq!(counts, [600, 100, 100, 100, 100]);
         assert!((0..100).all(|index| bucket_of(index, 1) == 0));
+    }
+
+    #[test]
+    fn a_set_is_of_its_pictures_and_its_encoder() {
+        let path = Path::new("tiny.toml");
+        let mut recipe = Recipe::parse(include_str!("../recipe/example.toml"), path).unwrap();
+        let encoder = |seed| {
+            let build = |vb: &candle_nn::VarBuilder<'static>| vb.get(3, "encoder.conv_in.bias");
+            let (store, _) = ParameterStore::build(Initialisation::new(seed), build).unwrap();
+            store.set(&[vec![seed as f32; 3]]).unwrap();
+            store.frozen().unwrap()
+        };
+        let first = name(&recipe, &encoder(1));
+        assert_eq!(first, name(&recipe, &encoder(1)));
+        assert_ne!(first, name(&recipe, &encoder(2)));
+        recipe.data.dataset_size += 1; // there are only more
+        assert_eq!(first, name(&recipe, &encoder(1)));
+        recipe.data.small_original_sizes = Some([0.1, 0.2]);
+        assert_ne!(first, name(&recipe, &encoder(1)));
     }
 }

@@ -15,27 +15,40 @@ use crate::{
     gradients::Shard,
     random,
     recipe::{Recipe, Stage, Vae},
-    run::Run,
     store::{Initialisation, ParameterStore, Snapshot},
 };
 
-/// Trains until both parts are done or it is time to stop.
+/// Trains until both parts are done or it is time to stop, from nothing or from a finished autoencoder, which may stay as
+/// it is.
 ///
 /// # Errors
-/// Those of [`Run`].
+/// Those of [`crate::run::Run`].
 pub fn train(context: &Context) -> Result<Outcome, TrainError> {
     let recipe = &context.recipe;
     let config = super::configs::vae(recipe, 1.0)?;
-    let (store, network) = build(recipe.model.seed, &config)?;
-    let mut run = context.run(Stage::Vae, recipe.vae.steps, store, recipe.vae.adamw(recipe.vae.steps))?;
-    let outcome = run.train(|step| samples(step, &recipe.vae), |shard| together(recipe, &network, shard))?;
-    if !matches!(outcome, Outcome::Finished) || recipe.vae.decoder_steps == 0 {
-        return Ok(outcome);
+    if recipe.vae.steps > 0 {
+        let (store, network) = begin(recipe, &config)?;
+        let mut run = context.run(Stage::Vae, recipe.vae.steps, store, recipe.vae.adamw(recipe.vae.steps))?;
+        let outcome =
+            run.train(|step| samples(step, &recipe.vae), |shard| together(recipe, &network, shard))?;
+        if !matches!(outcome, Outcome::Finished) {
+            return Ok(outcome);
+        }
     }
-    decoder(context, &config, &run)
+    match (recipe.vae.steps, recipe.vae.decoder_steps) {
+        (0, 0) => say_nothing_to_do(),
+        (_, 0) => {}
+        _ => return decoder(context, &config),
+    }
+    Ok(Outcome::Finished)
 }
 
-/// The averaged weights after the first part, in which the encoder is finished, and the config with a scaling factor
+#[expect(clippy::print_stderr, reason = "a command line's progress")]
+fn say_nothing_to_do() {
+    eprintln!("vae: the recipe takes [pretrained] vae as it is");
+}
+
+/// The averaged weights after the first part, in which the encoder is finished, or those that it takes as they are; and the config with a scaling factor
 /// of 1. The denoisers' latents depend on nothing later.
 ///
 /// # Errors
@@ -43,9 +56,13 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
 pub fn encoder(context: &Context) -> Result<(Snapshot, VaeConfig), TrainError> {
     let recipe = &context.recipe;
     let config = super::configs::vae(recipe, 1.0)?;
-    let (store, _) = build(recipe.model.seed, &config)?;
+    let (store, _) = begin(recipe, &config)?;
     let steps = recipe.vae.steps;
-    Ok((context.average(Stage::Vae, steps, &store, recipe.vae.adamw(steps))?, config))
+    let weights = match steps {
+        0 => store.frozen()?,
+        _ => context.average(Stage::Vae, steps, &store, recipe.vae.adamw(steps))?,
+    };
+    Ok((weights, config))
 }
 
 /// The averaged weights of the finished autoencoder, and its config with a scaling factor of 1.
@@ -65,9 +82,9 @@ pub fn finished(context: &Context) -> Result<(Snapshot, VaeConfig), TrainError> 
 }
 
 /// The decoder goes on from the averaged weights; the encoder is the average, and stays.
-fn decoder(context: &Context, config: &VaeConfig, first: &Run) -> Result<Outcome, TrainError> {
+fn decoder(context: &Context, config: &VaeConfig) -> Result<Outcome, TrainError> {
     let recipe = &context.recipe;
-    let average = first.ema();
+    let (average, _) = encoder(context)?;
     let frozen = Autoencoder::new(&average.var_builder(candle_core::DType::F32)?, config)?;
     let (store, network) = build(recipe.model.seed, config)?;
     store.adopt(&average)?;
@@ -77,6 +94,15 @@ fn decoder(context: &Context, config: &VaeConfig, first: &Run) -> Result<Outcome
         |step| samples(recipe.vae.steps + step, &recipe.vae),
         |shard| decoder_only(recipe, [&frozen, &network], shard),
     )
+}
+
+/// The networks as training begins.
+fn begin(recipe: &Recipe, config: &VaeConfig) -> Result<(ParameterStore, Autoencoder), TrainError> {
+    let (store, network) = build(recipe.model.seed, config)?;
+    if let Some(pretrained) = &recipe.pretrained.vae {
+        store.read(&pretrained.weights)?;
+    }
+    Ok((store, network))
 }
 
 fn build(seed: u64, config: &VaeConfig) -> Result<(ParameterStore, Autoencoder), TrainError> {

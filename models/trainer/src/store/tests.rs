@@ -106,6 +106,24 @@ fn weights_are_read_back_if_all_fit() {
 }
 
 #[test]
+fn one_network_of_several_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let (trained, _) = store(3);
+    let trained = trained.frozen().unwrap();
+    trained.part("head.").write(&path, StoredType::F32).unwrap();
+    let (fresh, _) = store(4);
+    let before = fresh.frozen().unwrap();
+    fresh.read_part("head.", &path).unwrap();
+    let after = fresh.frozen().unwrap();
+    assert_eq!(after.part("head."), trained.part("head."));
+    assert_eq!(after.get("conv.weight"), before.get("conv.weight"));
+    let error = fresh.read_part("norm.", &path).unwrap_err().to_string();
+    assert!(error.ends_with("model.safetensors: tensor bias is none of the network's"), "{error}");
+    assert_eq!(fresh.frozen().unwrap(), after);
+}
+
+#[test]
 fn a_name_has_one_shape() {
     let twice = |vb: &VarBuilder<'static>| {
         vb.get(4, "a")?;
