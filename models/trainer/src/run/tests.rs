@@ -120,7 +120,8 @@ fn another_run_is_refused() {
     interrupted(folder.path(), 3);
     let other = Settings { identity: identity("another"), ..settings(folder.path()) };
     let error = run(other, 1, 7).err().unwrap().to_string();
-    let expected = "latest.safetensors: its recipe is recipe, not another; choose another --out, or the recipe that made it";
+    let expected = "latest.safetensors: its recipe is recipe, not another; choose another --out, or the recipe and the \
+                    [pretrained] weights that made it";
     assert!(error.ends_with(expected), "{error}");
     let other = Identity { stage: Stage::Refiner, ..identity("recipe") };
     let error = run(Settings { identity: other, ..settings(folder.path()) }, 1, 7).err().unwrap().to_string();
