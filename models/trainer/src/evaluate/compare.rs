@@ -82,9 +82,9 @@ pub fn compare(args: &CompareArgs) -> anyhow::Result<()> {
     let page = args.docs.join("model.md");
     pages::check(COMPARISON, &page)?;
     let stop = Stop::on_signals()?;
-    let painters = args.models.iter().map(|model| painter(model, args.kernels));
-    let mut others = painters.collect::<Result<Vec<_>, _>>()?.into_iter();
-    let Some(first) = others.next() else { return Ok(()) };
+    let mut painters = args.models.iter().map(|model| painter(model, args.kernels));
+    let Some(first) = painters.next().transpose()? else { return Ok(()) };
+    let others = painters.collect::<Result<Vec<_>, _>>()?;
     let bench = Bench {
         painter: first,
         classifier: Classifier::load_or_train(&recipe, &args.out, &stop)?,
@@ -95,7 +95,6 @@ pub fn compare(args: &CompareArgs) -> anyhow::Result<()> {
     let orders = bench::orders(&prompts, &Options::new(bench.square()));
     let truth = Truth::new(&bench, &prompts)?;
     let floor = truth.floor()?;
-    let others: Vec<_> = others.collect();
     let mut models = Vec::new();
     for (model, painter) in args.models.iter().zip(iter::once(&bench.painter).chain(&others)) {
         if stop.reason().is_some() {
@@ -123,17 +122,9 @@ fn painter(model: &Path, kernels: Kernels) -> Result<Painter, TrainError> {
 
 /// Of pictures, as a share of the true renderings' of the same captions.
 fn sharpness(prompts: &[Prompt], pictures: &[Raster]) -> Estimate {
-    let energies: Vec<[f64; 2]> = prompts
-        .iter()
-        .zip(pictures)
-        .map(|(prompt, picture)| {
-            [laplacian_energy(picture), laplacian_energy(&Raster::of_scene(&prompt.scene, picture.size))]
-        })
-        .collect();
-    Estimate::bootstrap(energies.len(), |picked| {
-        let sums = picked.fold([0.0; 2], |sums, i| [sums[0] + energies[i][0], sums[1] + energies[i][1]]);
-        sums[0] / sums[1]
-    })
+    let rendered = prompts.iter().zip(pictures).map(|(p, picture)| Raster::of_scene(&p.scene, picture.size));
+    let rendered: Vec<_> = rendered.map(|picture| laplacian_energy(&picture)).collect();
+    Estimate::ratio(&pictures.iter().map(laplacian_energy).collect::<Vec<_>>(), &rendered)
 }
 
 #[cfg(test)]

@@ -62,6 +62,15 @@ impl Estimate {
         Self { value, interval: [at(0.025), at(0.975)], count }
     }
 
+    /// The sum of `values` as a share of the sum of `wholes`, pair by pair, with the bootstrap's interval.
+    #[must_use]
+    pub fn ratio(values: &[f64], wholes: &[f64]) -> Self {
+        Self::bootstrap(values.len(), |picked| {
+            let (value, whole) = picked.fold((0.0, 0.0), |(v, w), i| (v + values[i], w + wholes[i]));
+            value / whole
+        })
+    }
+
     /// As `98.3 % (96.7 to 99.1)`.
     #[must_use]
     pub fn percent(&self) -> String {

@@ -60,14 +60,8 @@ pub fn sharpness(bench: &Bench, model: &Path, count: usize) -> Result<Vec<Sharpn
         measured.push((side, energies, pictures));
     }
     let Some((_, sharp, _)) = measured.last().cloned() else { return Ok(Vec::new()) };
-    let share = |values: &[f64], sharp: &[f64]| {
-        Estimate::bootstrap(values.len(), |picked| {
-            let (value, of) = picked.fold((0.0, 0.0), |(v, s), i| (v + values[i], s + sharp[i]));
-            value / of
-        })
-    };
     let row = |(original_size, energies, pictures): (usize, [Vec<f64>; 3], Vec<Raster>)| {
-        let [drawn, rendered, decoded] = std::array::from_fn(|i| share(&energies[i], &sharp[i]));
+        let [drawn, rendered, decoded] = std::array::from_fn(|i| Estimate::ratio(&energies[i], &sharp[i]));
         Sharpness { original_size, drawn, rendered, decoded, pictures }
     };
     Ok(measured.into_iter().map(row).collect())

@@ -311,6 +311,6 @@ fn the_models_of_table_2_go_on_from_the_shipped_one() {
     let shipped = recipes.join("../shapes/base").canonicalize().unwrap();
     let Pretrained { vae, base, .. } = &sizes.pretrained;
     let own = |part: &Component| part.weights.canonicalize().unwrap().starts_with(shipped.join(part.name));
-    assert!(vae.iter().chain(base).filter(|part| own(part)).count() == 4);
+    assert_eq!(vae.iter().chain(base).filter(|part| own(part)).count(), 4);
     assert_eq!((sizes.vae.steps, sizes.vae.decoder_steps), (0, 0));
 }

@@ -48,8 +48,8 @@ fn say_nothing_to_do() {
     eprintln!("vae: the recipe takes [pretrained] vae as it is");
 }
 
-/// The averaged weights after the first part, in which the encoder is finished, or those that it takes as they are; and the config with a scaling factor
-/// of 1. The denoisers' latents depend on nothing later.
+/// The averaged weights after the first part, in which the encoder is finished, or those that the recipe takes as they
+/// are; and the config with a scaling factor of 1. The denoisers' latents depend on nothing later.
 ///
 /// # Errors
 /// The part is not finished, or its checkpoint is damaged.
