@@ -10,6 +10,8 @@ use std::{
     sync::OnceLock,
 };
 
+pub(crate) use super::element::{halves, halves_mut};
+
 /// Rows and columns of one tile of the result.
 pub(crate) const TILE: usize = 16;
 /// Depth of one tile product.
@@ -261,18 +263,6 @@ unsafe fn store<const ROWS: usize, const COLUMNS: usize>(out: *mut f32, stride: 
             }
         }
     }
-}
-
-/// Words as the halves that they are made of, in memory's order.
-pub(crate) fn halves(words: &[u32]) -> &[u16] {
-    // SAFETY: a word is two halves, aligned for them, and halves have no invalid values.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 2 * words.len()) }
-}
-
-/// The same, to be written.
-pub(crate) fn halves_mut(words: &mut [u32]) -> &mut [u16] {
-    // SAFETY: as in `halves`; nor have words.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 2 * words.len()) }
 }
 
 /// Rounds `x` to bf16, to the nearest even, into as many first elements of `out`.

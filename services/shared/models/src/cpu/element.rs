@@ -33,7 +33,7 @@ impl Element {
             Self::Bf16 => {
                 #[cfg(target_arch = "x86_64")]
                 {
-                    let halves = amx::halves_mut(out);
+                    let halves = halves_mut(out);
                     // SAFETY: this element is only made where the instructions are.
                     unsafe { amx::round(row, halves) };
                     halves[row.len()..].fill(0);
@@ -53,4 +53,16 @@ pub(super) fn as_words(numbers: &[f32]) -> &[u32] {
 pub(super) fn as_numbers(words: &[u32]) -> &[f32] {
     // SAFETY: of one size and alignment, and all bits are f32.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+}
+
+/// Words as the halves that they are made of, in memory's order.
+pub(crate) fn halves(words: &[u32]) -> &[u16] {
+    // SAFETY: a word is two halves, aligned for them, and halves have no invalid values.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), 2 * words.len()) }
+}
+
+/// The same, to be written.
+pub(crate) fn halves_mut(words: &mut [u32]) -> &mut [u16] {
+    // SAFETY: as in `halves`; nor have words.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), 2 * words.len()) }
 }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "threads write different parts of one result; see `Finish::block`")]
 
 #[cfg(target_arch = "x86_64")]
-use super::amx;
+use super::{amx, element::halves_mut};
 use super::{
     element::Element,
     packed::{Order, Packed},
@@ -208,7 +208,7 @@ fn factors(
             for (i, line) in lines {
                 // SAFETY: as in `numbers`.
                 let out = unsafe { out.part((first + i) * stride + start, end - start) };
-                let halves = amx::halves_mut(out);
+                let halves = halves_mut(out);
                 // SAFETY: this element is only made where the instructions are.
                 unsafe { amx::round(&line[..width], halves) };
                 if halves.len() > width {

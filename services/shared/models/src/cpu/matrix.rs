@@ -55,6 +55,12 @@ impl Matrix {
         }
     }
 
+    /// Words that its weight is kept in.
+    #[cfg(test)]
+    pub(super) fn words(&self) -> usize {
+        self.weight.len()
+    }
+
     /// `[rows, K]` to `[rows, N]`.
     pub(crate) fn numbers(&self, rows: &Operand, out: &mut [f32]) {
         self.write(rows, out, Onto::Nothing);

@@ -15,6 +15,7 @@ mod convolution;
 mod element;
 mod finish;
 mod isa;
+mod kept;
 mod matrix;
 mod norm;
 mod operand;

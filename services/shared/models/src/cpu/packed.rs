@@ -7,13 +7,15 @@ use candle_core::{DType, Result, Storage, Tensor, bail};
 use candle_nn::VarBuilder;
 use half::{bf16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
+use safetensors::Dtype;
 
 #[cfg(target_arch = "x86_64")]
 use super::{amx, isa};
 use super::{
     element::Element,
-    product::{LANES, MOST_TAPS},
-    room::Room,
+    kept::Kept,
+    product::{LANES, MOST_TAPS, Right},
+    room::{Desk, Room},
     wanted, wanted_of,
 };
 use crate::weights::Stored;
@@ -25,6 +27,8 @@ type Map<'a> = &'a (dyn Fn(&[f32], &mut [f32]) + Sync);
 
 /// Numbers of a row that are packed at once, all its taps counted.
 const PART: usize = 2048;
+/// Numbers of a weight from which on it is kept in two bytes each if it came so: it comes from memory each time.
+const MANY: usize = 1 << 18;
 
 /// Which of a weight's rows go to which columns of the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,10 +39,11 @@ pub(super) enum Order {
     Halves,
 }
 
-/// `[N, K, taps..]` as panels of 16 columns, each tap after tap of `[depth, 16]` words.
+/// `[N, K, taps..]` as panels of 16 columns, each tap after tap of `[depth, 16]` words, or of as many halves.
 #[derive(Debug)]
 pub(super) struct Packed {
     words: Room,
+    kept: Kept,
     pub(super) element: Element,
     /// Columns of the product, N.
     pub(super) columns: usize,
@@ -47,7 +52,7 @@ pub(super) struct Packed {
     pub(super) taps: usize,
     /// Words that go into a sum, of one tap.
     pub(super) depth: usize,
-    /// Words from panel to panel. One row more than are used, lest all panels fall into the same lines of the cache.
+    /// Words from panel to panel, as they are kept. One row more than are used, lest all panels fall into the same lines of the cache.
     pub(super) panel: usize,
     pub(super) order: Order,
 }
@@ -106,6 +111,19 @@ impl<'a> Weight<'a> {
         }
     }
 
+    /// The shortest that holds its numbers as they are multiplied.
+    fn shortest(self, element: Element) -> Kept {
+        let (computed, stored) = match self {
+            Self::Tensor(tensor) => (tensor.dtype(), None),
+            Self::Stored(stored) => (stored.dtype(), stored.numbers().map(|numbers| numbers.stored_as())),
+        };
+        match (element, computed, stored) {
+            (Element::F32, DType::BF16, _) | (Element::F32, _, Some(Dtype::BF16)) => Kept::Bf16,
+            (Element::F32, _, Some(Dtype::F16)) => Kept::F16,
+            _ => Kept::Words,
+        }
+    }
+
     /// Calls `pack` with what reads its numbers.
     fn read_by<T>(self, pack: impl FnOnce(Read<'_>) -> Result<T>) -> Result<T> {
         let tensor = match self {
@@ -134,14 +152,20 @@ impl<'a> Weight<'a> {
 }
 
 impl Packed {
-    /// A weight as it is.
+    /// A weight as it is, in as few bytes as hold it if it is large.
     pub(super) fn new(weight: Weight<'_>, element: Element, order: Order) -> Result<Self> {
+        let large = weight.dims().iter().product::<usize>() >= MANY;
+        Self::kept_as(if large { weight.shortest(element) } else { Kept::Words }, weight, element, order)
+    }
+
+    /// A weight as it is, of whose numbers all can be kept so.
+    pub(super) fn kept_as(kept: Kept, weight: Weight<'_>, element: Element, order: Order) -> Result<Self> {
         let taps: usize = weight.dims()[2..].iter().product();
         if taps > MOST_TAPS {
             bail!("a kernel of {taps} numbers cannot be packed");
         }
         if taps == 1 {
-            return Self::made(weight, element, order, (taps, None));
+            return Self::made(weight, (element, kept), order, (taps, None));
         }
         let tap_by_tap = |row: &[f32], out: &mut [f32]| {
             let inputs = out.len() / taps;
@@ -149,7 +173,7 @@ impl Packed {
                 out.iter_mut().zip(row.iter().skip(tap).step_by(taps)).for_each(|(out, x)| *out = *x);
             }
         };
-        Self::mapped(weight, element, order, taps, &tap_by_tap)
+        Self::made(weight, (element, kept), order, (taps, Some(&tap_by_tap)))
     }
 
     /// A weight, each of whose rows is mapped from `[K, ..]` to `[taps, K]`, as each part of it is by itself.
@@ -160,12 +184,12 @@ impl Packed {
         taps: usize,
         map: Map<'_>,
     ) -> Result<Self> {
-        Self::made(weight, element, order, (taps, Some(map)))
+        Self::made(weight, (element, Kept::Words), order, (taps, Some(map)))
     }
 
     fn made(
         weight: Weight<'_>,
-        element: Element,
+        (element, kept): (Element, Kept),
         order: Order,
         (taps, map): (usize, Option<Map<'_>>),
     ) -> Result<Self> {
@@ -177,7 +201,7 @@ impl Packed {
             bail!("a weight of shape {:?} cannot be packed", weight.dims());
         }
         let depth = element.words(inputs);
-        let panel = (taps * depth + 1) * LANES;
+        let panel = kept.words((taps * depth + 1) * LANES);
         let panels = match order {
             Order::Plain => columns.div_ceil(LANES),
             Order::Halves => 2 * (columns / 2).div_ceil(LANES),
@@ -191,18 +215,43 @@ impl Packed {
             first..(first + LANES).min(end)
         };
         weight.read_by(|read| {
-            let source = Rows { read, each: of_a_row / inputs, inputs, map, taps, element };
+            let source = Rows { read, each: of_a_row / inputs, inputs, map, taps, element, kept };
             words.par_chunks_mut(panel).enumerate().for_each_init(
                 || source.buffers(),
                 |buffers, (at, out)| source.pack(rows_of(at), buffers, out),
             );
             Ok(())
         })?;
-        Ok(Self { words, element, columns, inputs, taps, depth, panel, order })
+        Ok(Self { words, kept, element, columns, inputs, taps, depth, panel, order })
     }
 
-    pub(super) fn words(&self) -> &[u32] {
-        &self.words
+    /// Words that it is kept in.
+    pub(super) fn len(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Where [`Packed::right`] widens two panels of so many words, if it does. In a page of their own: among others' they
+    /// cost a tenth of a product's time.
+    pub(super) fn desk(&self, words: usize) -> Option<Desk> {
+        (self.kept != Kept::Words).then(|| Desk::stale(2 * (words + LANES)))
+    }
+
+    /// One or two panels from `panel` on, of each the words of a product from `from` on, as many as `desk` is for.
+    pub(super) fn right<'a>(
+        &'a self,
+        (panel, panels): (usize, usize),
+        (from, words): (usize, usize),
+        desk: &'a mut Option<Desk>,
+    ) -> Right<'a> {
+        let kept = &self.words[panel * self.panel + self.kept.words(from)..];
+        let Some(desk) = desk else {
+            return Right { words: kept, panel: self.panel };
+        };
+        let stride = words + LANES;
+        for (kept, out) in kept.chunks(self.panel).zip(desk.chunks_exact_mut(stride)).take(panels) {
+            self.kept.widen(&kept[..self.kept.words(words)], &mut out[..words]);
+        }
+        Right { words: desk, panel: stride }
     }
 
     /// Panels of 16 columns.
@@ -221,6 +270,7 @@ struct Rows<'a> {
     map: Option<Map<'a>>,
     taps: usize,
     element: Element,
+    kept: Kept,
 }
 
 /// Of one part of 16 rows.
@@ -230,6 +280,8 @@ struct Buffers {
     /// `[taps, 16, stride]`, with more room than a row takes: else they would fall into the same lines of the cache.
     words: Vec<u32>,
     stride: usize,
+    /// `[words of a part, 16]`, where they are kept otherwise.
+    turned: Vec<u32>,
 }
 
 impl Rows<'_> {
@@ -245,12 +297,13 @@ impl Rows<'_> {
             mapped: vec![0.0; part * self.taps],
             words: vec![0; self.taps * LANES * stride],
             stride,
+            turned: vec![0; if self.kept == Kept::Words { 0 } else { stride * LANES }],
         }
     }
 
     /// At most 16 rows to `[taps, depth, 16]`.
     fn pack(&self, rows: Range<usize>, buffers: &mut Buffers, out: &mut [u32]) {
-        let Self { each, inputs, taps, element, .. } = *self;
+        let Self { each, inputs, taps, element, kept, .. } = *self;
         let (part, depth, stride) = (self.part(), element.words(inputs), buffers.stride);
         for from in (0..inputs).step_by(part) {
             let count = part.min(inputs - from);
@@ -267,8 +320,17 @@ impl Rows<'_> {
                 }
             }
             for (tap, lines) in buffers.words.chunks_exact(LANES * stride).enumerate() {
-                let to = (tap * depth + element.words(from)) * LANES;
-                turn_from(lines, stride, [wide, rows.len()], &mut out[to..]);
+                let to = kept.words((tap * depth + element.words(from)) * LANES);
+                if kept == Kept::Words {
+                    turn_from(lines, stride, [wide, rows.len()], &mut out[to..]);
+                    continue;
+                }
+                let turned = &mut buffers.turned[..wide * LANES];
+                if rows.len() < LANES {
+                    turned.fill(0);
+                }
+                turn_from(lines, stride, [wide, rows.len()], turned);
+                kept.narrow(turned, &mut out[to..][..kept.words(wide * LANES)]);
             }
         }
     }

@@ -233,14 +233,16 @@ pub(super) fn multiply(words: &[u32], space: &Space, shifts: &[usize], weight: &
     let (tall, wide) = division(blocks, high * space.stride(), weight);
     let down = blocks.div_ceil(tall);
     let parts = parts(weight.depth, shifts);
+    let most = parts.iter().map(Part::words).max().unwrap_or(0);
     (0..down * wide).into_par_iter().for_each(|task| {
         let rows = task / wide * tall..((task / wide + 1) * tall).min(blocks);
         let across = task % wide;
         let mut sums = Scratch::<f32>::stale(rows.len() * SIDE * SIDE);
+        let mut desk = weight.desk(most);
         for pair in across * pairs / wide..(across + 1) * pairs / wide {
             let panels = (weight.panels() - 2 * pair).min(2);
-            let right = Right { words: &weight.words()[2 * pair * weight.panel..], panel: weight.panel };
             for (i, part) in parts.iter().enumerate() {
+                let right = weight.right((2 * pair, panels), (part.from, part.words()), &mut desk);
                 for (at, sums) in rows.clone().zip(sums.chunks_exact_mut(SIDE * SIDE)) {
                     let at = space.block(at, high);
                     let left = Left { words: &words[at.a..], stride: space.stride() };
@@ -266,7 +268,7 @@ fn division(blocks: usize, words: usize, weight: &Packed) -> (usize, usize) {
         let down = blocks.div_ceil(tall);
         let wide = wanted.div_ceil(down).clamp(1, pairs);
         let again = if tall * words <= TASK_WORDS { 1 } else { pairs.div_ceil(wide) };
-        (down * weight.words().len() + blocks * words * wide * again, tall, wide)
+        (down * weight.len() + blocks * words * wide * again, tall, wide)
     };
     let best = [fitting, 2 * fitting, 4 * fitting, MOST_BLOCKS].map(of).into_iter().min();
     best.map_or((1, 1), |(_, tall, wide)| (tall, wide))
@@ -274,24 +276,40 @@ fn division(blocks: usize, words: usize, weight: &Packed) -> (usize, usize) {
 
 /// A part of a sum that is gone through for all of a task's rows before the next.
 struct Part {
+    /// Words of a panel before it.
+    from: usize,
+    /// One after the other in what follows of the panel.
     segments: Vec<Segment>,
     depth: usize,
 }
 
+impl Part {
+    /// Of a panel.
+    fn words(&self) -> usize {
+        self.segments.len() * self.depth * LANES
+    }
+}
+
 /// The whole sum in parts whose panels stay in a cache: some taps together, or a tap in pieces.
 fn parts(depth: usize, shifts: &[usize]) -> Vec<Part> {
-    let segment =
-        |tap: usize, from: usize| Segment { a: shifts[tap] + from, b: (tap * depth + from) * LANES };
-    if depth <= PART {
-        let taps: Vec<usize> = (0..shifts.len()).collect();
-        let part =
-            |taps: &[usize]| Part { segments: taps.iter().map(|tap| segment(*tap, 0)).collect(), depth };
-        return taps.chunks(PART / depth).map(part).collect();
+    if depth > PART {
+        let of = |(tap, shift): (usize, &usize)| {
+            let part = |(from, piece)| Part {
+                from: (tap * depth + from) * LANES,
+                segments: vec![Segment { a: shift + from, b: 0 }],
+                depth: piece,
+            };
+            pieces(depth).map(part).collect::<Vec<_>>()
+        };
+        return shifts.iter().enumerate().flat_map(of).collect();
     }
-    let of = |tap: usize| {
-        pieces(depth).map(move |(from, depth)| Part { segments: vec![segment(tap, from)], depth })
+    let together = PART / depth;
+    let of = |(at, shifts): (usize, &[usize])| Part {
+        from: at * together * depth * LANES,
+        segments: shifts.iter().enumerate().map(|(i, a)| Segment { a: *a, b: i * depth * LANES }).collect(),
+        depth,
     };
-    (0..shifts.len()).flat_map(of).collect()
+    shifts.chunks(together).enumerate().map(of).collect()
 }
 
 /// Where pieces of a sum begin, and how deep they are.

@@ -264,9 +264,16 @@ fn queries_that_fit_no_keys_are_refused() {
     assert!(attend(queries(&other), &[&keys]).is_err());
 }
 
-/// Longer than what is packed at once, with panels that are not full.
+/// Longer than what is packed at once, with panels that are not full; as words and in two bytes.
 #[test]
 fn each_number_of_a_weight_is_where_products_look_for_it() {
+    use kept::Kept;
+    for (kept, dtype) in [(Kept::Words, DType::F32), (Kept::F16, DType::F16), (Kept::Bf16, DType::BF16)] {
+        check_panels(kept, dtype);
+    }
+}
+
+fn check_panels(kept: kept::Kept, dtype: DType) {
     use packed::{Order, Packed};
     use product::LANES;
     for (shape, order) in [
@@ -276,11 +283,16 @@ fn each_number_of_a_weight_is_where_products_look_for_it() {
         (&[17, 300, 3, 3], Order::Plain),
         (&[5, 1, 2, 2], Order::Plain),
     ] {
-        let weight = draw(shape);
+        let weight = draw(shape).to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap();
         let (columns, inputs) = (shape[0], shape[1]);
         let taps: usize = shape[2..].iter().product();
         let numbers = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let packed = Packed::new(Weight::Tensor(&weight), Element::F32, order).unwrap();
+        let packed = Packed::kept_as(kept, Weight::Tensor(&weight), Element::F32, order).unwrap();
+        let all = taps * inputs * LANES;
+        let mut desk = packed.desk(all);
+        let panels: Vec<Vec<u32>> = (0..packed.panels())
+            .map(|panel| packed.right((panel, 1), (0, all), &mut desk).words[..all].to_vec())
+            .collect();
         assert_eq!(
             (packed.columns, packed.inputs, packed.taps, packed.depth),
             (columns, inputs, taps, inputs)
@@ -294,21 +306,55 @@ fn each_number_of_a_weight_is_where_products_look_for_it() {
                     (n % half / LANES * 2 + n / half, n % half % LANES)
                 }
             };
-            let word = packed.words()[panel * packed.panel + (tap * inputs + k) * LANES + lane];
-            assert_eq!(word, number.to_bits(), "{n}, {k}, {tap} of {shape:?}");
+            let word = panels[panel][(tap * inputs + k) * LANES + lane];
+            assert_eq!(word, number.to_bits(), "{n}, {k}, {tap} of {shape:?} as {kept:?}");
         }
     }
+}
+
+/// Sums in several parts, over several taps, by panels with and without a neighbour: to the last bit what whole words
+/// give.
+#[test]
+fn weights_kept_in_two_bytes_multiply_as_they_are() {
+    let bits = |t: Tensor| {
+        let numbers = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    for (columns, inputs, rows) in [(200, 3000, 70), (272, 1280, 1), (1000, 300, 33)] {
+        let short = draw(&[columns, inputs]).to_dtype(DType::BF16).unwrap();
+        let whole = short.to_dtype(DType::F32).unwrap();
+        let (x, b) = (draw(&[rows, inputs]), draw(&[columns]));
+        let of = |w| Matrix::new(Weight::Tensor(w), Some(&b), Element::F32).unwrap();
+        let (kept, words) = (of(&short), of(&whole));
+        assert_eq!(2 * kept.words(), words.words());
+        let expected = bits(words.forward(&x).unwrap());
+        assert_eq!(bits(kept.forward(&x).unwrap()), expected, "{columns} x {inputs}");
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(bits(one.install(|| kept.forward(&x)).unwrap()), expected);
+    }
+    // Steps of two are not taken in tiles.
+    let short = draw(&[50, 700, 3, 3]).to_dtype(DType::BF16).unwrap();
+    let whole = short.to_dtype(DType::F32).unwrap();
+    let (x, b) = (draw(&[2, 9, 8, 700]), draw(&[50]));
+    let [kept, words] = [&short, &whole].map(|w| {
+        let kernel = Convolution::new(Weight::Tensor(w), &b, 2, Element::F32).unwrap();
+        let margins = Margins { before: 1, behind: 1 };
+        let parts = [&x];
+        bits(kernel.forward(&Source { parts: &parts, norm: None, size: None, margins }, None, None).unwrap())
+    });
+    assert_eq!(kept, words);
 }
 
 /// Every kernel gives the same sums as the loops, within rounding, for each number of rows.
 #[test]
 fn kernels_agree() {
-    use product::{LANES, Left, Right, Segment, block};
+    use product::{LANES, Left, Segment, block};
     let depth = 64;
     for (element, tolerance) in elements() {
         let (x, w) = (draw(&[32 + 32, depth]), draw(&[32, depth]));
         let rows = operand(element, &x);
         let packed = packed::Packed::new(Weight::Tensor(&w), element, packed::Order::Plain).unwrap();
+        let all = packed.depth * LANES;
         let exact = x.matmul(&w.t().unwrap()).unwrap().to_vec2::<f32>().unwrap();
         for count in 1..=32 {
             for panels in [1, 2] {
@@ -316,7 +362,7 @@ fn kernels_agree() {
                 block(
                     element,
                     (Left { words: &rows.words, stride: rows.stride }, count),
-                    (Right { words: packed.words(), panel: packed.panel }, panels),
+                    (packed.right((0, panels), (0, all), &mut packed.desk(all)), panels),
                     (&[Segment { a: 0, b: 0 }], packed.depth),
                     (&mut out, 32),
                     false,
@@ -337,7 +383,7 @@ fn kernels_agree() {
         if element == Element::F32 {
             portable::block(
                 (Left { words: &rows.words, stride: rows.stride }, 31),
-                (Right { words: packed.words(), panel: packed.panel }, 2),
+                (packed.right((0, 2), (0, all), &mut packed.desk(all)), 2),
                 (&[Segment { a: 0, b: 0 }], packed.depth),
                 (&mut out, 32),
                 false,
@@ -357,13 +403,14 @@ fn check_vectors(
     exact: &[Vec<f32>],
     tolerance: f32,
 ) {
-    use product::{Left, Right, Segment};
+    use product::{LANES, Left, Segment};
+    let all = packed.depth * LANES;
     for count in [1, 3, 12, 29, 32] {
         let mut out = vec![f32::NAN; 32 * 32];
         avx512::block(
             element,
             (Left { words: &rows.words, stride: rows.stride }, count),
-            (Right { words: packed.words(), panel: packed.panel }, 2),
+            (packed.right((0, 2), (0, all), &mut packed.desk(all)), 2),
             (&[Segment { a: 0, b: 0 }], packed.depth),
             (&mut out, 32),
             false,

@@ -14,7 +14,7 @@ use super::{
     element::{Element, as_words},
     finish::Onto,
     packed::Packed,
-    product::{self, LANES, Left, Right, Segment},
+    product::{self, LANES, Left, Segment},
     target::Target,
     wide::wide,
 };
@@ -329,11 +329,13 @@ fn products(before: &[f32], tiles: Tiles, weight: &Packed, after: Target<'_, f32
         // SAFETY: tasks are of different points or tiles.
         let out = unsafe { after.part(point * tiles.points[1] + first * out_stride, count * out_stride) };
         let numbers = &before[point * tiles.points[0] + first * stride..][..count * stride];
+        let mut desk = weight.desk(weight.depth * LANES);
         for panel in (0..weight.panels()).step_by(2) {
             let panels = (weight.panels() - panel).min(2);
-            let right = Right { words: &weight.words()[panel * weight.panel..], panel: weight.panel };
             for (i, (from, depth)) in product::pieces(weight.depth).enumerate() {
-                let segment = [Segment { a: from, b: (point * weight.depth + from) * LANES }];
+                let begin = (point * weight.depth + from) * LANES;
+                let right = weight.right((panel, panels), (begin, depth * LANES), &mut desk);
+                let segment = [Segment { a: from, b: 0 }];
                 for row in (0..count).step_by(high) {
                     let left = Left { words: as_words(&numbers[row * stride..]), stride };
                     product::block(

@@ -5,6 +5,7 @@ use std::{cell::RefCell, ops::Range, sync::Arc};
 use candle_core::{DType, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use half::{bf16, slice::HalfFloatSliceExt};
+use safetensors::Dtype;
 
 use super::{
     convert::{self, BLOCK},
@@ -84,6 +85,11 @@ impl Stored {
         &self.shape
     }
 
+    /// The type that is computed with.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Its numbers in its file.
     pub(crate) fn numbers(&self) -> Option<Numbers<'_>> {
         let stored = self.files[self.file].tensor(&self.name)?;
@@ -98,6 +104,11 @@ impl Drop for Stored {
 }
 
 impl Numbers<'_> {
+    /// The type that they are stored as.
+    pub(crate) fn stored_as(&self) -> Dtype {
+        self.stored.dtype
+    }
+
     /// Those from `first` on, as the numbers that are computed with.
     pub(crate) fn read(&self, first: usize, out: &mut [f32]) {
         let from = self.stored.dtype;
