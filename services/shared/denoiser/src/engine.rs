@@ -48,8 +48,8 @@ impl DenoiserEngine {
         Self { unet, info, revision, limits, given }
     }
 
-    /// One half of the batch; absent tensors are zeros.
-    fn conditioning(&self, half: DenoiseConditioning) -> candle_core::Result<Conditioning> {
+    /// One half of the batch; absent tensors are zeros, of so many tokens.
+    fn conditioning(&self, half: DenoiseConditioning, tokens: usize) -> candle_core::Result<Conditioning> {
         let zeros = |shape: &[usize]| Tensor::zeros(shape, self.unet.dtype(), &Device::Cpu);
         let (context, pooled) =
             (self.info.cross_attention_dim as usize, self.info.pooled_projection_dim as usize);
@@ -62,13 +62,18 @@ impl DenoiserEngine {
             None => TimeIds::base(size, crop, half.target_size.unwrap_or(size)),
         };
         Ok(Conditioning {
-            prompt_embeds: in_format(or_zeros(half.prompt_embeds, &[NUM_TOKENS, context])?)?,
+            prompt_embeds: in_format(or_zeros(half.prompt_embeds, &[tokens, context])?)?,
             pooled_prompt_embeds: in_format(or_zeros(half.pooled_prompt_embeds, &[pooled])?)?,
             time_ids,
         })
     }
 
-    fn inputs(&self, job: DenoiseJob, schedule: Schedule) -> candle_core::Result<DenoiseInputs> {
+    fn inputs(
+        &self,
+        job: DenoiseJob,
+        schedule: Schedule,
+        tokens: usize,
+    ) -> candle_core::Result<DenoiseInputs> {
         let [_, height, width] = job.latents_shape(&self.info);
         let kinds = job.kinds();
         let guided = !kinds.guided.is_empty();
@@ -85,15 +90,31 @@ impl DenoiserEngine {
                     Start::NoisedLatents { latents, seed, draws_before: draws_before as usize }
                 }
             },
-            positive: self.conditioning(job.conditioning)?,
+            positive: self.conditioning(job.conditioning, tokens)?,
             negative: job
                 .negative_conditioning
                 .filter(|_| guided)
-                .map(|half| self.conditioning(half))
+                .map(|half| self.conditioning(half, tokens))
                 .transpose()?,
             guidance: Guidance { scale: job.guidance_scale, rescale: job.guidance_rescale },
             kinds,
         })
+    }
+
+    /// A run; what it is not given is zeros, of so many tokens.
+    fn begin_with(&self, job: DenoiseJob, tokens: usize) -> Result<DenoiserRun, EngineError> {
+        let schedule = job.check(&self.info, &self.revision)?;
+        let timesteps = (0..schedule.len()).map(|i| schedule.timestep(i)).collect();
+        let (first, size, checkpoint_interval) = (job.first_step(), job.size, job.checkpoint_interval);
+        let (kinds, cached) = (job.kinds(), job.cached_cost(&self.info));
+        let inputs = self.inputs(job, schedule, tokens).map_err(EngineError::failed)?;
+        let run = DenoiseRun::new(&self.unet, inputs).map_err(|error| match error {
+            ModelError::NonFinite { what, step: None } => {
+                EngineError::failed(format!("{what} is not finite before step {first}"))
+            }
+            other => failed(other),
+        })?;
+        Ok(DenoiserRun { run, size, kinds, cached, checkpoint_interval, timesteps })
     }
 
     /// Guided steps with no text.
@@ -124,8 +145,8 @@ impl DenoiserEngine {
     }
 
     /// Seconds that a guided step of so many pictures takes, the better of two; of one where that leaves no doubt.
-    fn measure(&mut self, size: Size, pictures: usize) -> Result<f64, EngineError> {
-        let begin = |_| self.begin(self.warm_up_job(size, 2));
+    fn measure(&mut self, size: Size, pictures: usize, tokens: usize) -> Result<f64, EngineError> {
+        let begin = |_| self.begin_with(self.warm_up_job(size, 2), tokens);
         let mut runs = (0..pictures).map(begin).collect::<Result<Vec<_>, _>>()?;
         let mut best = f64::INFINITY;
         for _ in 0..2 {
@@ -164,37 +185,27 @@ impl Engine for DenoiserEngine {
 
     fn warm_up(&mut self) -> Result<(), EngineError> {
         let side = (self.info.sample_size * SIDE_MULTIPLE).clamp(MIN_SIDE, MAX_SIDE);
-        // A small size is enough to find what does not work.
-        let (mut trial, mut seconds) = (MIN_SIDE, self.measure(Size::new(MIN_SIDE, MIN_SIDE), 1)?);
+        // A small size and one token are enough to find what does not work: a whole prompt's keys and values would take
+        // longer than the step.
+        let (mut trial, mut seconds) = (MIN_SIDE, self.measure(Size::new(MIN_SIDE, MIN_SIDE), 1, 1)?);
         if BatchLimits::are_given(&self.given) {
             return Ok(());
         }
         while trial < side && seconds < batch::LONGEST {
             trial = (2 * trial).min(side);
-            seconds = self.measure(Size::new(trial, trial), 1)?;
+            seconds = self.measure(Size::new(trial, trial), 1, NUM_TOKENS)?;
         }
         // A device that is too slow for a picture of the usual size gains nothing by several.
         if seconds < batch::LONGEST {
             let size = Size::new(side, side);
-            let found = batch::find(|pictures| self.measure(size, pictures))?;
+            let found = batch::find(|pictures| self.measure(size, pictures, NUM_TOKENS))?;
             self.limits = BatchLimits::new(&self.given, (size, found));
         }
         Ok(())
     }
 
     fn begin(&mut self, job: DenoiseJob) -> Result<DenoiserRun, EngineError> {
-        let schedule = job.check(&self.info, &self.revision)?;
-        let timesteps = (0..schedule.len()).map(|i| schedule.timestep(i)).collect();
-        let (first, size, checkpoint_interval) = (job.first_step(), job.size, job.checkpoint_interval);
-        let (kinds, cached) = (job.kinds(), job.cached_cost(&self.info));
-        let inputs = self.inputs(job, schedule).map_err(EngineError::failed)?;
-        let run = DenoiseRun::new(&self.unet, inputs).map_err(|error| match error {
-            ModelError::NonFinite { what, step: None } => {
-                EngineError::failed(format!("{what} is not finite before step {first}"))
-            }
-            other => failed(other),
-        })?;
-        Ok(DenoiserRun { run, size, kinds, cached, checkpoint_interval, timesteps })
+        self.begin_with(job, NUM_TOKENS)
     }
 
     fn work(&self, run: &DenoiserRun) -> Work {

@@ -96,6 +96,12 @@ impl Convolution {
         Ok(Self { bias: packed_bias(bias, &weight)?, weight, kernel, stride, tile })
     }
 
+    /// Words that its weight is kept in.
+    #[cfg(test)]
+    pub(super) fn kept_words(&self) -> usize {
+        self.weight.kept_words()
+    }
+
     /// `[B, H, W, N]` in f32, each item's channels shifted by `shift` `[B, N]`, and added to `onto`.
     pub(crate) fn forward(
         &self,

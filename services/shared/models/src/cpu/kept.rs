@@ -41,6 +41,7 @@ impl Kept {
 
     /// The bits of f32 in `words`, each of which is one of these, as they are kept: whole rows of a panel.
     pub(super) fn narrow(self, words: &[u32], out: &mut [u32]) {
+        assert_eq!(out.len(), self.words(words.len()));
         match self {
             Self::Words => out.copy_from_slice(words),
             Self::F16 => narrow_f16(words, halves_mut(out)),
@@ -50,6 +51,7 @@ impl Kept {
 
     /// What [`Kept::narrow`] made of words.
     pub(super) fn widen(self, kept: &[u32], out: &mut [u32]) {
+        assert_eq!(kept.len(), self.words(out.len()));
         match self {
             Self::Words => out.copy_from_slice(kept),
             Self::F16 => widen_f16(halves(kept), out),
@@ -64,6 +66,10 @@ fn narrow_f16(words: &[u32], out: &mut [u16]) {
         // SAFETY: `isa` has found the instructions.
         return unsafe { narrow_f16_avx512(words, out) };
     }
+    narrow_f16_plain(words, out);
+}
+
+fn narrow_f16_plain(words: &[u32], out: &mut [u16]) {
     out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(as_numbers(words));
 }
 
@@ -73,6 +79,10 @@ fn widen_f16(kept: &[u16], out: &mut [u32]) {
         // SAFETY: `isa` has found the instructions.
         return unsafe { widen_f16_avx512(kept, out) };
     }
+    widen_f16_plain(kept, out);
+}
+
+fn widen_f16_plain(kept: &[u16], out: &mut [u32]) {
     let mut numbers = [0.0; BLOCK];
     for (kept, out) in kept.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
         let numbers = &mut numbers[..kept.len()];
@@ -118,27 +128,48 @@ fn widen_f16_avx512(kept: &[u16], out: &mut [u32]) {
     }
 }
 
+/// Words of sixteen columns, two halves in each, to rows of all first halves and of all second ones.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn part(words: &[u32], out: &mut [u32]) {
+    let order: [u16; 2 * LANES] = std::array::from_fn(|i| (i % LANES * 2 + i / LANES) as u16);
+    // SAFETY: all three are as long as what is read and written.
+    unsafe {
+        let order = _mm512_loadu_si512(order.as_ptr().cast());
+        for (words, out) in words.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
+            let words = _mm512_loadu_si512(words.as_ptr().cast());
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, words));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use half::bf16;
 
     use super::*;
 
+    type Narrow = fn(&[u32], &mut [u16]);
+    type Widen = fn(&[u16], &mut [u32]);
+
     /// Every number that has two bytes, but for the bits of what is none.
     #[test]
     fn what_is_narrowed_comes_back() {
-        for (kept, of) in [
-            (Kept::F16, (|bits| f16::from_bits(bits).to_f32()) as fn(u16) -> f32),
-            (Kept::Bf16, |bits| bf16::from_bits(bits).to_f32()),
+        let f16s = |bits| f16::from_bits(bits).to_f32();
+        let bf16s = |bits| bf16::from_bits(bits).to_f32();
+        for (of, narrow, widen) in [
+            (f16s as fn(u16) -> f32, narrow_f16 as Narrow, widen_f16 as Widen),
+            (f16s, narrow_f16_plain, widen_f16_plain),
+            (bf16s, narrow_bf16, widen_bf16),
         ] {
             let words: Vec<u32> = (0..=u16::MAX).map(|bits| of(bits).to_bits()).collect();
-            let mut narrow = vec![0; kept.words(words.len())];
-            kept.narrow(&words, &mut narrow);
-            let mut wide = vec![0; words.len()];
-            kept.widen(&narrow, &mut wide);
-            let same =
-                |(a, b): (&u32, &u32)| a == b || f32::from_bits(*a).is_nan() && f32::from_bits(*b).is_nan();
-            assert_eq!(words.iter().zip(&wide).position(|both| !same(both)), None, "{kept:?}");
+            let (mut kept, mut wide) = (vec![0; words.len()], vec![0; words.len()]);
+            narrow(&words, &mut kept);
+            widen(&kept, &mut wide);
+            for (bits, (word, back)) in words.iter().zip(&wide).enumerate() {
+                let none = [word, back].iter().all(|word| f32::from_bits(**word).is_nan());
+                assert!(word == back || none, "{bits:#x}: {word:#x} came back as {back:#x}");
+            }
         }
     }
 }

@@ -57,8 +57,8 @@ impl Matrix {
 
     /// Words that its weight is kept in.
     #[cfg(test)]
-    pub(super) fn words(&self) -> usize {
-        self.weight.len()
+    pub(crate) fn kept_words(&self) -> usize {
+        self.weight.kept_words()
     }
 
     /// `[rows, K]` to `[rows, N]`.

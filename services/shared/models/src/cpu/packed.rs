@@ -1,5 +1,5 @@
 //! Weights as products take them.
-#![cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "instructions asked for at run time"))]
+#![expect(unsafe_code, reason = "instructions asked for at run time, and bytes seen as words")]
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use safetensors::Dtype;
 use super::{amx, isa};
 use super::{
     element::Element,
-    kept::Kept,
+    kept::{self, Kept},
     product::{LANES, MOST_TAPS, Right},
     room::{Desk, Room},
     wanted, wanted_of,
@@ -27,7 +27,7 @@ type Map<'a> = &'a (dyn Fn(&[f32], &mut [f32]) + Sync);
 
 /// Numbers of a row that are packed at once, all its taps counted.
 const PART: usize = 2048;
-/// Numbers of a weight from which on it is kept in two bytes each if it came so: it comes from memory each time.
+/// Numbers of a weight from which on it is kept in two bytes each if they hold it: it comes from memory each time.
 const MANY: usize = 1 << 18;
 
 /// Which of a weight's rows go to which columns of the product.
@@ -52,8 +52,9 @@ pub(super) struct Packed {
     pub(super) taps: usize,
     /// Words that go into a sum, of one tap.
     pub(super) depth: usize,
-    /// Words from panel to panel, as they are kept. One row more than are used, lest all panels fall into the same lines of the cache.
-    pub(super) panel: usize,
+    /// Words from panel to panel, as they are kept. One row more than are used, lest all panels fall into the same lines of
+    /// the cache.
+    panel: usize,
     pub(super) order: Order,
 }
 
@@ -122,6 +123,21 @@ impl<'a> Weight<'a> {
             (Element::F32, _, Some(Dtype::F16)) => Kept::F16,
             _ => Kept::Words,
         }
+    }
+
+    /// Words of its file, where its numbers lie there as they are kept, two in a word.
+    fn halves(self, kept: Kept) -> Option<&'a [u32]> {
+        let Self::Stored(stored) = self else { return None };
+        let numbers = stored.numbers()?;
+        let alike = match kept {
+            Kept::Words => false,
+            Kept::F16 => numbers.stored_as() == Dtype::F16,
+            Kept::Bf16 => numbers.stored_as() == Dtype::BF16,
+        };
+        // SAFETY: all bits are words.
+        let (before, words, behind) = unsafe { numbers.bytes().align_to() };
+        let whole = before.is_empty() && behind.is_empty() && cfg!(target_endian = "little");
+        (alike && whole).then_some(words)
     }
 
     /// Calls `pack` with what reads its numbers.
@@ -200,6 +216,7 @@ impl Packed {
         if columns * of_a_row * taps == 0 || order == Order::Halves && !columns.is_multiple_of(2) {
             bail!("a weight of shape {:?} cannot be packed", weight.dims());
         }
+        assert!(kept == Kept::Words || element == Element::F32, "bf16 lie in pairs");
         let depth = element.words(inputs);
         let panel = kept.words((taps * depth + 1) * LANES);
         let panels = match order {
@@ -215,7 +232,8 @@ impl Packed {
             first..(first + LANES).min(end)
         };
         weight.read_by(|read| {
-            let source = Rows { read, each: of_a_row / inputs, inputs, map, taps, element, kept };
+            let halves = if map.is_none() && inputs.is_multiple_of(2) { weight.halves(kept) } else { None };
+            let source = Rows { read, halves, each: of_a_row / inputs, inputs, map, taps, element, kept };
             words.par_chunks_mut(panel).enumerate().for_each_init(
                 || source.buffers(),
                 |buffers, (at, out)| source.pack(rows_of(at), buffers, out),
@@ -225,18 +243,25 @@ impl Packed {
         Ok(Self { words, kept, element, columns, inputs, taps, depth, panel, order })
     }
 
+    /// Words that products take of it.
+    pub(super) fn words(&self) -> usize {
+        self.panels() * (self.taps * self.depth + 1) * LANES
+    }
+
     /// Words that it is kept in.
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn kept_words(&self) -> usize {
         self.words.len()
     }
 
-    /// Where [`Packed::right`] widens two panels of so many words, if it does. In a page of their own: among others' they
-    /// cost a tenth of a product's time.
+    /// Where [`Packed::right`] widens two panels of so many words, if it does. In a page of their own: a processor has not
+    /// the addresses of enough small ones.
     pub(super) fn desk(&self, words: usize) -> Option<Desk> {
         (self.kept != Kept::Words).then(|| Desk::stale(2 * (words + LANES)))
     }
 
-    /// One or two panels from `panel` on, of each the words of a product from `from` on, as many as `desk` is for.
+    /// One or two panels from `panel` on, of each `words` of a product from `from` on: at most as many as `desk`, which is
+    /// this weight's, is for.
     pub(super) fn right<'a>(
         &'a self,
         (panel, panels): (usize, usize),
@@ -245,9 +270,11 @@ impl Packed {
     ) -> Right<'a> {
         let kept = &self.words[panel * self.panel + self.kept.words(from)..];
         let Some(desk) = desk else {
+            assert_eq!(self.kept, Kept::Words, "a weight's own desk");
             return Right { words: kept, panel: self.panel };
         };
         let stride = words + LANES;
+        assert!(panels * stride <= desk.len(), "a desk for {panels} times {words} words");
         for (kept, out) in kept.chunks(self.panel).zip(desk.chunks_exact_mut(stride)).take(panels) {
             self.kept.widen(&kept[..self.kept.words(words)], &mut out[..words]);
         }
@@ -264,6 +291,8 @@ impl Packed {
 #[derive(Clone, Copy)]
 struct Rows<'a> {
     read: Read<'a>,
+    /// `[N, K]` halves that are only to be turned.
+    halves: Option<&'a [u32]>,
     /// Numbers of an input in the weight.
     each: usize,
     inputs: usize,
@@ -301,11 +330,35 @@ impl Rows<'_> {
         }
     }
 
+    /// How many inputs of 16 rows were turned without being read as numbers.
+    fn turn_halves(&self, rows: &Range<usize>, out: &mut [u32]) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(halves) = self.halves
+            && rows.len() == LANES
+            && isa::best() == isa::Isa::Avx512
+        {
+            let stride = self.inputs / 2;
+            let lines = &halves[rows.start * stride..rows.end * stride];
+            let mut turned = [0; LANES * LANES];
+            let whole = stride / LANES * LANES;
+            for at in (0..whole).step_by(LANES) {
+                // SAFETY: `isa` has found the instructions.
+                unsafe {
+                    amx::transpose(&lines[at..], stride, &mut turned, LANES);
+                    kept::part(&turned, &mut out[at * LANES..][..LANES * LANES]);
+                }
+            }
+            return 2 * whole;
+        }
+        let _ = (rows, out);
+        0
+    }
+
     /// At most 16 rows to `[taps, depth, 16]`.
     fn pack(&self, rows: Range<usize>, buffers: &mut Buffers, out: &mut [u32]) {
         let Self { each, inputs, taps, element, kept, .. } = *self;
         let (part, depth, stride) = (self.part(), element.words(inputs), buffers.stride);
-        for from in (0..inputs).step_by(part) {
+        for from in (self.turn_halves(&rows, out)..inputs).step_by(part) {
             let count = part.min(inputs - from);
             let (row, mapped) = (&mut buffers.row[..count * each], &mut buffers.mapped[..count * taps]);
             let wide = element.words(count);

@@ -268,7 +268,7 @@ fn division(blocks: usize, words: usize, weight: &Packed) -> (usize, usize) {
         let down = blocks.div_ceil(tall);
         let wide = wanted.div_ceil(down).clamp(1, pairs);
         let again = if tall * words <= TASK_WORDS { 1 } else { pairs.div_ceil(wide) };
-        (down * weight.len() + blocks * words * wide * again, tall, wide)
+        (down * weight.words() + blocks * words * wide * again, tall, wide)
     };
     let best = [fitting, 2 * fitting, 4 * fitting, MOST_BLOCKS].map(of).into_iter().min();
     best.map_or((1, 1), |(_, tall, wide)| (tall, wide))

@@ -4,7 +4,7 @@
 
 use std::{
     alloc::{Layout, handle_alloc_error},
-    cell::RefCell,
+    cell::Cell,
     ops::{Deref, DerefMut, Range},
 };
 
@@ -33,9 +33,9 @@ impl Room {
 const PAGE: usize = 2 << 20;
 const WORD: usize = size_of::<u32>();
 
-thread_local!(static DESK: RefCell<Option<Room>> = const { RefCell::new(None) });
+thread_local!(static DESK: Cell<Option<Room>> = const { Cell::new(None) });
 
-/// A thread's words to go through again and again, from the beginning of a large page on. The thread has one at a time.
+/// A thread's words to go through again and again, from the beginning of a large page on. The thread keeps one.
 #[derive(Debug)]
 pub(super) struct Desk {
     room: Option<Room>,

@@ -326,23 +326,30 @@ fn weights_kept_in_two_bytes_multiply_as_they_are() {
         let (x, b) = (draw(&[rows, inputs]), draw(&[columns]));
         let of = |w| Matrix::new(Weight::Tensor(w), Some(&b), Element::F32).unwrap();
         let (kept, words) = (of(&short), of(&whole));
-        assert_eq!(2 * kept.words(), words.words());
+        assert_eq!(2 * kept.kept_words(), words.kept_words());
         let expected = bits(words.forward(&x).unwrap());
         assert_eq!(bits(kept.forward(&x).unwrap()), expected, "{columns} x {inputs}");
         let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         assert_eq!(bits(one.install(|| kept.forward(&x)).unwrap()), expected);
     }
-    // Steps of two are not taken in tiles.
-    let short = draw(&[50, 700, 3, 3]).to_dtype(DType::BF16).unwrap();
-    let whole = short.to_dtype(DType::F32).unwrap();
-    let (x, b) = (draw(&[2, 9, 8, 700]), draw(&[50]));
-    let [kept, words] = [&short, &whole].map(|w| {
-        let kernel = Convolution::new(Weight::Tensor(w), &b, 2, Element::F32).unwrap();
-        let margins = Margins { before: 1, behind: 1 };
-        let parts = [&x];
-        bits(kernel.forward(&Source { parts: &parts, norm: None, size: None, margins }, None, None).unwrap())
+    // Values beside their gates.
+    let short = draw(&[600, 500]).to_dtype(DType::BF16).unwrap();
+    let (rows, b) = (operand(Element::F32, &draw(&[40, 500])), draw(&[600]));
+    let [kept, words] = [short.clone(), short.to_dtype(DType::F32).unwrap()].map(|w| {
+        let map = Matrix::gated(Weight::Tensor(&w), Some(&b), Element::F32).unwrap();
+        (map.kept_words(), map.values_by_gates(&rows).words[..40 * 300].to_vec())
     });
-    assert_eq!(kept, words);
+    assert_eq!((2 * kept.0, kept.1), words);
+    // Steps of two are not taken in tiles. Four taps at once, and one that is left.
+    let short = draw(&[100, 300, 3, 3]).to_dtype(DType::BF16).unwrap();
+    let (x, b) = (draw(&[2, 9, 8, 300]), draw(&[100]));
+    let [kept, words] = [short.clone(), short.to_dtype(DType::F32).unwrap()].map(|w| {
+        let kernel = Convolution::new(Weight::Tensor(&w), &b, 2, Element::F32).unwrap();
+        let (parts, margins) = ([&x], Margins { before: 1, behind: 1 });
+        let source = Source { parts: &parts, norm: None, size: None, margins };
+        (kernel.kept_words(), bits(kernel.forward(&source, None, None).unwrap()))
+    });
+    assert_eq!((2 * kept.0, kept.1), words);
 }
 
 /// Every kernel gives the same sums as the loops, within rounding, for each number of rows.

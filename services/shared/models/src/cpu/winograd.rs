@@ -329,6 +329,7 @@ fn products(before: &[f32], tiles: Tiles, weight: &Packed, after: Target<'_, f32
         // SAFETY: tasks are of different points or tiles.
         let out = unsafe { after.part(point * tiles.points[1] + first * out_stride, count * out_stride) };
         let numbers = &before[point * tiles.points[0] + first * stride..][..count * stride];
+        // None: what is mapped is kept as words.
         let mut desk = weight.desk(weight.depth * LANES);
         for panel in (0..weight.panels()).step_by(2) {
             let panels = (weight.panels() - panel).min(2);

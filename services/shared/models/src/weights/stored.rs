@@ -103,10 +103,15 @@ impl Drop for Stored {
     }
 }
 
-impl Numbers<'_> {
+impl<'a> Numbers<'a> {
     /// The type that they are stored as.
     pub(crate) fn stored_as(&self) -> Dtype {
         self.stored.dtype
+    }
+
+    /// As they lie in the file, the little end first.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.stored.data
     }
 
     /// Those from `first` on, as the numbers that are computed with.

@@ -165,7 +165,10 @@ fn a_weight_packed_out_of_its_file_is_the_tensors() {
     use candle_core::Module;
     const IN: usize = 300;
     const OUT: usize = 52;
-    let shapes: [(&str, &[usize]); 8] = [
+    /// Of as many inputs it is large enough to be kept in two bytes.
+    const MANY: usize = 900;
+    let shapes: [(&str, &[usize]); 9] = [
+        ("large.weight", &[MANY, IN]),
         ("map.weight", &[OUT, IN]),
         ("map.bias", &[OUT]),
         ("pixels.weight", &[OUT, IN, 1, 1]),
@@ -221,12 +224,18 @@ fn a_weight_packed_out_of_its_file_is_the_tensors() {
                 let map = linear::linear(IN, OUT, &vb.pp("map")).unwrap();
                 let bare = linear::linear_no_bias(IN, OUT, &vb.pp("map")).unwrap();
                 let pixels = linear::linear_of_pixels(IN, OUT, &vb.pp("pixels")).unwrap();
-                let maps = [map, bare, pixels].map(|map| bits(map.forward(&rows).unwrap()));
-                (maps, conv("conv", OUT), conv("small", 3))
+                let large = linear::linear_no_bias(IN, MANY, &vb.pp("large")).unwrap();
+                let kept = large.packed().unwrap().kept_words();
+                let maps = [map, bare, pixels, large].map(|map| bits(map.forward(&rows).unwrap()));
+                (kept, (maps, conv("conv", OUT), conv("small", 3)))
             };
             assert!(Stored::of(&stored, &[OUT, IN], "map.weight").unwrap().is_ok());
             assert!(Stored::of(&tensors, &[OUT, IN], "map.weight").unwrap().is_err());
-            assert!(results(&stored) == results(&tensors), "{from:?} as {to:?}");
+            let [(kept, got), (_, expected)] = [&stored, &tensors].map(results);
+            assert!(got == expected, "{from:?} as {to:?}");
+            let short =
+                to == DType::BF16 || matches!(from, safetensors::Dtype::F16 | safetensors::Dtype::BF16);
+            assert_eq!(kept < MANY * IN * 3 / 4, short, "{kept} words for {from:?} as {to:?}");
         }
     }
 }
