@@ -44,7 +44,7 @@ model: ## Train the shipped model anew by its recipe and measure it, in target/m
 	$${CARGO_TARGET_DIR:-target}/release/sdxl-train evaluate --recipe models/recipes/shapes.toml --out target/model --model target/model/shapes \
 		--docs target/model/docs
 
-model-sizes: ## The paper's Table 2 in small: train the shipped model on in three ways and measure them, in target/sizes (an hour; resumes)
+model-sizes: ## The paper's Table 2 in small: train small models in three ways and measure them, in target/sizes (an hour and a half; resumes)
 	cargo build --release -p sdxl-trainer
 	models/trainer/sizes.sh target/sizes target/sizes/docs
 

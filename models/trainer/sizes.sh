@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Table 2 of the paper in small: three models that go on from the shipped one for one budget, on large originals only, on
-# all originals, and on all while told their sizes, and are then measured beside each other.
+# Table 2 of the paper in small: three models from nothing with one budget, on large originals only, on all originals, and
+# on all while told their sizes, which are then measured beside each other.
 #   models/trainer/sizes.sh RUNS DOCS    RUNS is made; the figures go to DOCS/model.md
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../.." && pwd)"
