@@ -18,6 +18,8 @@ pub(crate) const DTYPES: [&str; 2] = ["f32", "bf16"];
 /// What one side made of the inputs.
 #[derive(Debug)]
 pub(crate) struct Side {
+    /// Seconds of the best first run for a request, where others that follow have less to do.
+    pub(crate) first_s: f64,
     /// Seconds of the best run.
     pub(crate) best_s: f64,
     pub(crate) peak_mib: f64,
@@ -99,6 +101,7 @@ impl Work<'_> {
 
 fn side(json: &serde_json::Value, outputs: &Path) -> Side {
     Side {
+        first_s: f64::NAN,
         best_s: peer::best(json),
         peak_mib: peer::figure(json, "peak_mib"),
         activations_mib: peer::figure(json, "activations_mib"),

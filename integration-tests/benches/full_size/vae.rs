@@ -57,7 +57,7 @@ fn ours(folder: &Path, dtype: &str, latents: &Values, runs: u32) -> Result<Side,
     }
     let pixels = Picture::decode(&png).planes().into_iter().map(f32::from).collect();
     let outputs = HashMap::from([("pixels".to_owned(), pixels)]);
-    Ok(Side { best_s, peak_mib: stage.peak_mib(), activations_mib: f64::NAN, outputs })
+    Ok(Side { first_s: f64::NAN, best_s, peak_mib: stage.peak_mib(), activations_mib: f64::NAN, outputs })
 }
 
 /// How far pictures are from PyTorch's in f32, in steps of 255, once rounded.
