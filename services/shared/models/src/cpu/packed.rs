@@ -13,7 +13,7 @@ use safetensors::Dtype;
 use super::{amx, isa};
 use super::{
     element::Element,
-    kept::{self, Kept},
+    kept::Kept,
     product::{LANES, MOST_TAPS, Right},
     room::{Desk, Room},
     wanted, wanted_of,
@@ -345,12 +345,12 @@ impl Rows<'_> {
                 // SAFETY: `isa` has found the instructions.
                 unsafe {
                     amx::transpose(&lines[at..], stride, &mut turned, LANES);
-                    kept::part(&turned, &mut out[at * LANES..][..LANES * LANES]);
+                    super::kept::part(&turned, &mut out[at * LANES..][..LANES * LANES]);
                 }
             }
             return 2 * whole;
         }
-        let _ = (rows, out);
+        let _ = (rows, out, self.halves);
         0
     }
 
