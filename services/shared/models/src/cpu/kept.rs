@@ -131,7 +131,7 @@ fn widen_f16_avx512(kept: &[u16], out: &mut [u32]) {
 /// Words of sixteen columns, two halves in each, to rows of all first halves and of all second ones.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn part(words: &[u32], out: &mut [u32]) {
+pub(super) fn split(words: &[u32], out: &mut [u32]) {
     let order: [u16; 2 * LANES] = std::array::from_fn(|i| (i % LANES * 2 + i / LANES) as u16);
     // SAFETY: all three are as long as what is read and written.
     unsafe {

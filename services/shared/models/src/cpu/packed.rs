@@ -345,7 +345,7 @@ impl Rows<'_> {
                 // SAFETY: `isa` has found the instructions.
                 unsafe {
                     amx::transpose(&lines[at..], stride, &mut turned, LANES);
-                    super::kept::part(&turned, &mut out[at * LANES..][..LANES * LANES]);
+                    super::kept::split(&turned, &mut out[at * LANES..][..LANES * LANES]);
                 }
             }
             return 2 * whole;
