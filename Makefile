@@ -1,7 +1,7 @@
 # Every target works on a clean Debian machine with Rust; what else it needs, it installs.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: run test test-kubernetes tools chart-readme soak lint cuda bench bench-scale model model-sizes model-smoke help
+.PHONY: run test test-kubernetes tools chart-readme soak lint cuda test-cuda bench bench-cuda bench-scale model model-sizes model-smoke help
 PROMPT ?= a large red circle on a blue background
 
 run: ## Build, start every service here, make a picture through gRPC and say where it is (PROMPT="...")
@@ -53,6 +53,12 @@ model-smoke: ## Train every stage of a tiny model from nothing, and see the loss
 
 cuda: ## Build the stages for NVIDIA GPUs into target/cuda, without needing one (COMPUTE_CAP=90; 4 GB of disk, half an hour)
 	services/shared/models/cuda.sh
+
+test-cuda: ## The layers with CUDA beside the CPU's, on an NVIDIA GPU or, where there is none, an emulated one (builds as make cuda does)
+	services/shared/models/cuda.sh test
+
+bench-cuda: cuda ## On an NVIDIA GPU beside diffusers, compiled and not, at 1024 x 1024 (10 GB of disk)
+	integration-tests/benches/cuda/run.sh
 
 bench: ## Beside PyTorch and OpenVINO on the same weights (PARTS="unet vae text picture start approximate", and f32 or bf16 for one alone; 25 GB of disk, 22 GB of memory)
 	integration-tests/benches/run.sh $(PARTS)

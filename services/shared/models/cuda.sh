@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make cuda`: builds the stages for NVIDIA GPUs into target/cuda, on a machine that need not have one. The compiler and the
 # libraries are NVIDIA's wheels, installed into .cache/cuda. COMPUTE_CAP is the GPU's compute capability: 80 for A100, 89 for
-# L4 and RTX 4090, 90 for H100 and H200.
+# L4 and RTX 4090, 90 for H100 and H200. `cuda.sh test` runs the layers' tests, on a GPU or an emulated one.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../../.." && pwd)"
 cache="$root/.cache/cuda"
@@ -36,13 +36,38 @@ mkdir -p "$cache/stub"
 grep -oE '\bfn cu[A-Z][A-Za-z0-9_]*' "$bindings" | sort -u | sed 's/^fn \(.*\)/int \1(void) { return 100; }/' > "$cache/stub/libcuda.c"
 cc -shared -O1 -Wl,-soname,libcuda.so.1 -o "$cache/stub/libcuda.so" "$cache/stub/libcuda.c"
 ln -sf libcuda.so "$cache/stub/libcuda.so.1"
-# The kernels of ours are compiled where they run: here is seen that they can be.
-"$toolkit/bin/nvcc" -ptx -arch="sm_$CUDA_COMPUTE_CAP" -o "$cache/kernels.ptx" "$root/services/shared/models/src/cuda/kernels.cu"
-# With a target named, what runs while building is not linked so.
+# With a target named, what runs while building is not linked so. Always all packages: with others, others of their needs' features
+# are on, and candle's kernels are compiled anew.
 target="$(rustc -vV | sed -n 's/^host: //p')"
-RUSTFLAGS="$flags" cargo build --release --target "$target" --features cudnn --bins \
-    -p sdxl-text-encoder -p sdxl-base-unet -p sdxl-refiner -p sdxl-vae
-for stage in text-encoder base-unet refiner vae; do
-    LD_LIBRARY_PATH="$libraries:$cache/stub" "$CARGO_TARGET_DIR/$target/release/sdxl-$stage" --version
-done
-echo "Where they run, with the driver's libcuda: LD_LIBRARY_PATH=$libraries"
+packages="-p sdxl-models -p sdxl-text-encoder -p sdxl-base-unet -p sdxl-refiner -p sdxl-vae"
+release="$CARGO_TARGET_DIR/$target/release"
+case "${1:-build}" in
+build)
+    # The kernels of ours are compiled where they run: here is seen that they can be.
+    sources="$root/services/shared/models/src/cuda"
+    cat "$sources/instructions.cu" "$sources/kernels.cu" > "$cache/kernels.cu"
+    cat "$sources/instructions.cu" "$sources/attention.cu" > "$cache/attention.cu"
+    "$toolkit/bin/nvcc" -ptx -arch="sm_$CUDA_COMPUTE_CAP" -o "$cache/kernels.ptx" "$cache/kernels.cu"
+    "$toolkit/bin/nvcc" -ptx -arch="sm_$CUDA_COMPUTE_CAP" -DTYPE=Bf16 -DHEAD=64 -DNAME=attention -o "$cache/attention.ptx" \
+        "$cache/attention.cu"
+    # shellcheck disable=SC2086
+    RUSTFLAGS="$flags" cargo build --release --target "$target" --features cuda --bins --example cuda $packages
+    for stage in text-encoder base-unet refiner vae; do
+        LD_LIBRARY_PATH="$libraries:$cache/stub" "$release/sdxl-$stage" --version
+    done
+    echo "Where they run, with the driver's libcuda: LD_LIBRARY_PATH=$libraries"
+    ;;
+test)
+    # shellcheck disable=SC2086
+    program="$(RUSTFLAGS="$flags" cargo test --no-run --release --target "$target" --features cuda --lib $packages \
+        --message-format json | sed -n 's/.*"executable":"\([^"]*sdxl_models-[^"]*\)".*/\1/p' | tail -1)"
+    if nvidia-smi > /dev/null 2>&1; then
+        echo "on $(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)"
+    else
+        echo "on an emulated device: there is no NVIDIA GPU"
+        "$root/services/shared/models/emulated/build.sh" "$CARGO_TARGET_DIR/emulated" "$program"
+        libraries="$CARGO_TARGET_DIR/emulated:$libraries"
+    fi
+    LD_LIBRARY_PATH="$libraries" "$program" --ignored cuda:: --test-threads=1
+    ;;
+esac

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     match engine.kind {
         EngineKind::Candle => serve::text_encoder(&stage, move || {
             let base = engine.checkpoint("--base", base)?;
-            TextEncoderEngine::load(&base, refiner.as_deref(), dtype, &device.open()?)
+            TextEncoderEngine::load(&base, refiner.as_deref(), dtype, &device.open(sdxl_models::open_cuda)?)
         }),
         EngineKind::Simulated => {
             serve::text_encoder(&stage, move || SimulatedTextEncoder::load(engine.profile()?))

@@ -35,7 +35,11 @@ fn main() -> ExitCode {
     let (dtype, device, engine) = (stage.dtype.dtype(), stage.device, stage.engine.clone());
     match engine.kind {
         EngineKind::Candle => serve::vae(&stage, move || {
-            VaeEngine::load(&engine.checkpoint("--model", model)?, dtype, &device.open()?)
+            VaeEngine::load(
+                &engine.checkpoint("--model", model)?,
+                dtype,
+                &device.open(sdxl_models::open_cuda)?,
+            )
         }),
         EngineKind::Simulated => serve::vae(&stage, move || SimulatedVae::load(engine.profile()?)),
     }

@@ -39,7 +39,8 @@ pub fn run<const PORT: u16>(kind: StageKind, args: DenoiserArgs<PORT>) -> ExitCo
     let (dtype, device, engine) = (stage.dtype.dtype(), stage.device, stage.engine.clone());
     match engine.kind {
         EngineKind::Candle => serve::denoiser(kind, &stage, move || {
-            let (model, device) = (engine.checkpoint("--model", model)?, device.open()?);
+            let (model, device) =
+                (engine.checkpoint("--model", model)?, device.open(sdxl_models::open_cuda)?);
             DenoiserEngine::load(kind, &model, (dtype, &device), &max_batch)
         }),
         EngineKind::Simulated => serve::denoiser(kind, &stage, move || {

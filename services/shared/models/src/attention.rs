@@ -6,6 +6,7 @@ use candle_nn::{VarBuilder, ops::softmax_last_dim};
 use crate::{
     autograd::{self, slices},
     cpu::{self, Activation, Element, Keys, Matrix, Operand, Queries},
+    cuda,
     linear::{Linear, linear, linear_no_bias},
 };
 
@@ -31,6 +32,8 @@ pub(crate) struct Attention {
     to_out: Linear,
     heads: usize,
     upcast: bool,
+    /// On NVIDIA GPUs, of one that attends to itself without biases: the first three weights under each other.
+    joined: Option<Tensor>,
 }
 
 impl Attention {
@@ -41,14 +44,30 @@ impl Attention {
             Bias::Output => linear_no_bias,
             Bias::All => linear,
         };
-        Ok(Self {
+        let mut attention = Self {
             to_q: project(width, width, &vb.pp("to_q"))?,
             to_k: project(context, width, &vb.pp("to_k"))?,
             to_v: project(context, width, &vb.pp("to_v"))?,
             to_out: linear(width, width, &vb.pp("to_out").pp("0"))?,
             heads,
             upcast: false,
-        })
+            joined: None,
+        };
+        if matches!(bias, Bias::Output) && width == context && cuda::wanted(attention.weight().device()) {
+            attention.join(width)?;
+        }
+        Ok(attention)
+    }
+
+    /// Makes one map of the first three, of which they are parts from then on.
+    fn join(&mut self, width: usize) -> Result<()> {
+        let parts = [&mut self.to_q, &mut self.to_k, &mut self.to_v];
+        let joined = Tensor::cat(&parts.each_ref().map(|part| part.weight()), 0)?;
+        for (i, part) in parts.into_iter().enumerate() {
+            *part = Linear::of(joined.narrow(0, i * width, width)?);
+        }
+        self.joined = Some(joined);
+        Ok(())
     }
 
     pub(crate) fn heads(&self) -> usize {
@@ -140,6 +159,46 @@ impl Attention {
         then: &mut dyn FnMut(&Operand, &Matrix),
     ) -> Result<()> {
         self.attend_to(rows, &[&self.keys_of(rows, items, Keys::new)?], then)
+    }
+
+    /// `x` `[B, S, C]` attends to itself on an NVIDIA GPU; as many `others` are added.
+    pub(crate) fn attend_to_self_onto(&self, x: &Tensor, others: &Tensor) -> Result<Tensor> {
+        let (items, width) = (x.dim(0)?, x.dim(2)?);
+        let [q, k, v] = match &self.joined {
+            Some(joined) => {
+                let all = cuda::linear(x, joined, None, None)?;
+                let part = |i: usize| all.narrow(2, i * width, width);
+                [part(0)?, part(1)?, part(2)?]
+            }
+            None => [x.apply(&self.to_q)?, x.apply(&self.to_k)?, x.apply(&self.to_v)?],
+        };
+        let keys = (0..items).map(|i| Ok([k.i(i)?, v.i(i)?])).collect::<Result<Vec<_>>>()?;
+        self.attend_onto(&q, &keys, others)
+    }
+
+    /// [`Attention::forward_to`] on an NVIDIA GPU; as many `others` are added.
+    pub(crate) fn forward_to_onto(
+        &self,
+        x: &Tensor,
+        keys: &[[Tensor; 2]],
+        others: &Tensor,
+    ) -> Result<Tensor> {
+        self.attend_onto(&x.apply(&self.to_q)?, keys, others)
+    }
+
+    fn attend_onto(&self, q: &Tensor, keys: &[[Tensor; 2]], others: &Tensor) -> Result<Tensor> {
+        if !self.upcast
+            && let Some(attended) = cuda::attend(q, keys, self.heads)?
+        {
+            return self.to_out.forward_onto(&attended, others);
+        }
+        let scored = |pair: &[Tensor; 2]| {
+            let [k, v] = pair;
+            Ok([self.scored(k)?.contiguous()?, self.scored(v)?.contiguous()?])
+        };
+        let keys = keys.iter().map(scored).collect::<Result<Vec<_>>>()?;
+        let attended = attend(&self.scored(q)?.contiguous()?, &keys, self.heads, SCORE_BYTES)?;
+        self.to_out.forward_onto(&attended.to_dtype(q.dtype())?, others)
     }
 
     /// Keys and values of `context` `[B, T, D]`, as [`Attention::forward_to`] takes them of each item; without a gradient.

@@ -11,6 +11,7 @@ use kernel::Convolve;
 use crate::{
     autograd,
     cpu::{Convolution, Loaded, Margins, Normalization, Source, Then},
+    cuda,
     norm::GroupNorm,
 };
 
@@ -19,9 +20,10 @@ use crate::{
 /// bands.
 const SCRATCH_BYTES: usize = 256 << 20;
 
-/// A square convolution with bias, mostly padded to keep the size at stride 1; `weight` `[C_out, C_in, k, k]`.
+/// A square convolution with bias, mostly padded to keep the size at stride 1.
 #[derive(Clone, Debug)]
 pub(crate) struct Conv2d {
+    /// `[C_out, C_in, k, k]`; on NVIDIA GPUs `[C_out, k, k, C_in]`.
     weight: Tensor,
     /// `[1, C_out, 1, 1]`.
     bias: Tensor,
@@ -50,7 +52,47 @@ impl Conv2d {
                 Ok((none, packed)) => (none, Some(Arc::new(packed))),
                 Err(weight) => (weight, None),
             };
+        let weight = match cuda::wanted(weight.device()) {
+            true => weight.permute((0, 2, 3, 1))?.contiguous()?,
+            false => weight,
+        };
         Ok(Self { weight, bias, stride, padding, scratch_bytes: SCRATCH_BYTES, packed })
+    }
+
+    /// Whether it takes and gives `[B, H, W, C]`.
+    fn has_channels_last(&self) -> bool {
+        self.packed.is_some() || self.is_on_gpu()
+    }
+
+    /// Whether it is on an NVIDIA GPU, where the layers around it are others.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        cuda::wanted(self.weight.device())
+    }
+
+    /// On an NVIDIA GPU, what it makes of `x` with its bias and as many `others` as results added, or without either.
+    fn on_gpu(&self, x: &Tensor, added: Option<Option<&Tensor>>) -> Result<Tensor> {
+        let bias = self.gpu_bias()?;
+        let [bias, others] = [added.map(|_| &bias), added.flatten()];
+        if self.weight.dim(1)? == 1 && self.stride == 1 && added.is_some() {
+            let weight = self.weight.flatten_from(1)?;
+            return cuda::linear(x, &weight, bias, others);
+        }
+        cuda::conv2d(x, &self.weight, [bias, others], [self.stride, self.padding])
+    }
+
+    /// `[C_out]`.
+    fn gpu_bias(&self) -> Result<Tensor> {
+        self.bias.flatten_all()
+    }
+
+    /// [`Conv2d::forward`] on an NVIDIA GPU, without its bias, which is given beside it as `[1, C_out]`.
+    pub(crate) fn forward_bare(&self, x: &Tensor) -> Result<[Tensor; 2]> {
+        Ok([self.on_gpu(x, None)?, self.gpu_bias()?.unsqueeze(0)?])
+    }
+
+    /// [`Conv2d::forward`] on an NVIDIA GPU, with as many `others` as results added.
+    pub(crate) fn forward_onto(&self, x: &Tensor, others: &Tensor) -> Result<Tensor> {
+        self.on_gpu(x, Some(Some(others)))
     }
 
     /// Loads a 3 x 3 convolution that halves the size, rounding up.
@@ -75,17 +117,17 @@ impl Conv2d {
     /// Height and width of a map as this convolution takes it.
     pub(crate) fn sides(&self, x: &Tensor) -> Result<[usize; 2]> {
         let (_, a, b, c) = x.dims4()?;
-        Ok(if self.packed.is_some() { [a, b] } else { [b, c] })
+        Ok(if self.has_channels_last() { [a, b] } else { [b, c] })
     }
 
     /// Pictures `[B, C, H, W]` as this convolution takes them.
     pub(crate) fn laid_out(&self, x: &Tensor) -> Result<Tensor> {
-        if self.packed.is_some() { x.permute((0, 2, 3, 1))?.contiguous() } else { Ok(x.clone()) }
+        if self.has_channels_last() { x.permute((0, 2, 3, 1))?.contiguous() } else { Ok(x.clone()) }
     }
 
     /// What this convolution gave, as pictures `[B, C, H, W]`.
     pub(crate) fn pictures(&self, y: &Tensor) -> Result<Tensor> {
-        if self.packed.is_some() { y.permute((0, 3, 1, 2))?.contiguous() } else { Ok(y.clone()) }
+        if self.has_channels_last() { y.permute((0, 3, 1, 2))?.contiguous() } else { Ok(y.clone()) }
     }
 
     /// Of a packed convolution, what it takes from `parts` side by side.
@@ -112,6 +154,9 @@ impl Conv2d {
             let source = Source { size: Some([height, width]), ..self.source(&parts, None) };
             return packed.forward(&source, None, None);
         }
+        if self.is_on_gpu() {
+            return self.forward(&cuda::upsampled(x, [height, width])?);
+        }
         self.forward(&autograd::upsampled(x, height, width)?)
     }
 
@@ -128,10 +173,14 @@ impl Conv2d {
         [&self.weight, &self.bias]
     }
 
-    /// `[B, C_in, H, W]` to `[B, C_out, H, W]`, or half that size where it halves. Channels are last where it is packed.
+    /// `[B, C_in, H, W]` to `[B, C_out, H, W]`, or half that size where it halves. Channels are last where it is packed, and on
+    /// NVIDIA GPUs.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let Some(packed) = &self.packed {
             return packed.forward(&self.source(&[x], None), None, None);
+        }
+        if self.is_on_gpu() {
+            return self.on_gpu(x, Some(None));
         }
         if let Some(precision) = autograd::wanted(&[x, &self.weight]) {
             let bias = self.bias.flatten_all()?;
@@ -151,7 +200,8 @@ impl Conv2d {
             let padding = [self.padding, self.padding + 1];
             return autograd::conv2d(x, [&self.weight, &bias], self.stride, padding, precision);
         }
-        self.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
+        let [first, second] = if self.has_channels_last() { [1, 2] } else { [2, 3] };
+        self.forward(&x.pad_with_zeros(first, 0, 1)?.pad_with_zeros(second, 0, 1)?)
     }
 
     /// [`Conv2d::forward`], each channel of each item shifted by `shift` `[B, C_out]`.
@@ -181,8 +231,7 @@ impl Conv2d {
     fn by_tensor_operations(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, _, height, width) = x.dims4()?;
         let rows = self.rows_per_band(x)?;
-        // cuDNN makes no columns of the picture.
-        if cfg!(feature = "cudnn") || self.stride != 1 || rows >= height {
+        if self.stride != 1 || rows >= height {
             return self.whole(x)?.broadcast_add(&self.bias);
         }
         let out = Tensor::zeros((batch, self.weight.dim(0)?, height, width), x.dtype(), x.device())?;

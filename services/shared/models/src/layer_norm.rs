@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use crate::{
     autograd,
     cpu::{self, Element, Operand},
+    cuda,
 };
 
 /// `weight` and `bias` `[C]`.
@@ -55,6 +56,10 @@ impl Module for LayerNorm {
         match (autograd::wanted(&[x, weight]), self.layer.bias()) {
             #[expect(clippy::cast_possible_truncation, reason = "an epsilon")]
             (Some(_), Some(bias)) => autograd::layer_norm(x, [weight, bias], self.eps as f32),
+            #[expect(clippy::cast_possible_truncation, reason = "an epsilon")]
+            (None, Some(bias)) if cuda::wanted(x.device()) => {
+                cuda::layer_norm(x, [weight, bias], self.eps as f32)
+            }
             _ => self.layer.forward(x),
         }
     }

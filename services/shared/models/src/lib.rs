@@ -7,9 +7,10 @@ pub mod checkpoint;
 pub mod config;
 mod conv;
 mod cpu;
-#[cfg(feature = "cuda")]
+#[cfg_attr(not(feature = "cuda"), path = "cuda/absent.rs")]
 mod cuda;
 pub mod denoise;
+mod device;
 pub mod error;
 mod finite;
 pub mod guidance;
@@ -29,6 +30,7 @@ pub mod weights;
 
 pub use checkpoint::{EncoderDir, PipelineDir, PipelineKind};
 pub use cpu::Packing;
+pub use device::open_cuda;
 pub use error::ModelError;
 pub use text::{Text, TextConditioner, TextEmbedding};
 pub use tokenizer::{ClipTokenizer, TokenizedPrompt};

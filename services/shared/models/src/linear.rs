@@ -8,6 +8,7 @@ use candle_nn::VarBuilder;
 use crate::{
     autograd,
     cpu::{Loaded, Matrix},
+    cuda,
 };
 
 /// `weight` `[out, in]`, `bias` `[out]`.
@@ -35,6 +36,11 @@ impl Linear {
                 Ok(Self { layer: candle_nn::Linear::new(weight, bias), packed: None })
             }
         }
+    }
+
+    /// Of a `weight` `[out, in]` without a bias.
+    pub(crate) fn of(weight: Tensor) -> Self {
+        Self { layer: candle_nn::Linear::new(weight, None), packed: None }
     }
 
     /// As the CPU's kernels take it, if it was packed.
@@ -75,11 +81,20 @@ pub(crate) fn linear_of_pixels(input: usize, output: usize, vb: &VarBuilder<'_>)
 impl Linear {
     /// `[B, in]` to `[B, out]`, where each row is an item of a batch of its own.
     pub(crate) fn forward_each(&self, x: &Tensor) -> Result<Tensor> {
-        if self.packed.is_some() || autograd::wanted(&[x, self.layer.weight()]).is_some() {
+        let whole = self.packed.is_some() || cuda::wanted(x.device());
+        if whole || autograd::wanted(&[x, self.layer.weight()]).is_some() {
             self.forward(x)
         } else {
             self.by_item(x)
         }
+    }
+
+    /// [`Linear::forward`] with as many `others` as results added.
+    pub(crate) fn forward_onto(&self, x: &Tensor, others: &Tensor) -> Result<Tensor> {
+        if cuda::wanted(x.device()) {
+            return cuda::linear(x, self.layer.weight(), self.layer.bias(), Some(others));
+        }
+        others + self.forward(x)?
     }
 
     /// On the CPU one item after another: how a product sums up depends on its number of rows, and an item must not
@@ -103,6 +118,7 @@ impl Module for Linear {
         }
         match autograd::wanted(&[x, self.layer.weight()]) {
             Some(precision) => autograd::linear(x, self.layer.weight(), self.layer.bias(), precision),
+            None if cuda::wanted(x.device()) => cuda::linear(x, self.layer.weight(), self.layer.bias(), None),
             None if x.rank() > 2 => self.by_item(x),
             None => self.layer.forward(x),
         }

@@ -9,15 +9,14 @@ use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, T
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
 
-#[cfg(feature = "cuda")]
-use {crate::cuda, candle_core::CudaStorage};
-
 use crate::{
     autograd,
     cpu::{self, Normalization, Then},
+    cuda,
 };
 
-/// Normalizes `[B, C, ...]` over groups of channels. Computes in f32 whatever the input's type, which it gives back.
+/// Normalizes `[B, C, ...]`, on NVIDIA GPUs `[B, ..., C]`, over groups of channels. Computes in f32 whatever the input's type, which
+/// it gives back.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupNorm {
     /// `[C]`, f32.
@@ -68,6 +67,11 @@ impl GroupNorm {
         self.apply(x, Then::Silu)
     }
 
+    /// [`GroupNorm::forward_silu`] on an NVIDIA GPU, of channels shifted by `shift` `[B, C]`, or `[1, C]` for all items.
+    pub(crate) fn forward_shifted_silu(&self, x: &Tensor, shift: &Tensor) -> Result<Tensor> {
+        cuda::group_norm(x, Some(shift), self.affine(), self.groups(), true)
+    }
+
     fn apply(&self, x: &Tensor, then: Then) -> Result<Tensor> {
         if autograd::wanted(&[x, &self.weight]).is_some() {
             let affine = [&self.weight, &self.bias];
@@ -76,8 +80,7 @@ impl GroupNorm {
         let (dtype, x) = (x.dtype(), x.contiguous()?);
         let op = GroupNormOp { num_groups: self.num_groups, eps: self.eps, then };
         match x.device() {
-            // The kernel reads and writes the type as it is.
-            Device::Cuda(_) => x.apply_op3_no_bwd(&self.weight, &self.bias, &op),
+            Device::Cuda(_) => cuda::group_norm(&x, None, self.affine(), self.groups(), then == Then::Silu),
             Device::Cpu => {
                 x.to_dtype(DType::F32)?.apply_op3_no_bwd(&self.weight, &self.bias, &op)?.to_dtype(dtype)
             }
@@ -148,22 +151,6 @@ impl CustomOp3 for GroupNormOp {
             }
         });
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        x_layout: &Layout,
-        weight: &CudaStorage,
-        weight_layout: &Layout,
-        bias: &CudaStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let groups =
-            cuda::Groups { num_groups: self.num_groups, eps: self.eps, silu: self.then == Then::Silu };
-        let affine = [(weight, weight_layout), (bias, bias_layout)];
-        Ok((cuda::group_norm((x, x_layout), affine, groups)?, x_layout.shape().clone()))
     }
 }
 

@@ -67,6 +67,9 @@ impl ResnetBlock2D {
         if let Some(y) = self.differentiable(&[&x], temb)? {
             return Ok(y);
         }
+        if self.conv1.is_on_gpu() {
+            return self.forward_on_gpu(&x, temb);
+        }
         let hidden = self.norm1.forward_silu(&x)?;
         let residual = match &self.conv_shortcut {
             Some(conv) => conv.forward(&x)?,
@@ -91,8 +94,24 @@ impl ResnetBlock2D {
         if let Some(y) = self.differentiable(&[&x, &skip], temb)? {
             return Ok(y);
         }
-        let joined = Tensor::cat(&[x, skip], 1)?;
+        let channels = if self.conv1.is_on_gpu() { 3 } else { 1 };
+        let joined = Tensor::cat(&[x, skip], channels)?;
         self.forward(joined, temb)
+    }
+
+    /// The block on an NVIDIA GPU: `x` `[B, H, W, C]`. The first convolution's bias and the time are added where the second
+    /// normalization reads.
+    fn forward_on_gpu(&self, x: &Tensor, temb: Option<&Tensor>) -> Result<Tensor> {
+        let [hidden, bias] = self.conv1.forward_bare(&self.norm1.forward_silu(x)?)?;
+        let shift = match (&self.time_emb_proj, temb) {
+            (Some(project), Some(temb)) => project.forward_each(temb)?.broadcast_add(&bias)?,
+            _ => bias,
+        };
+        let hidden = self.norm2.forward_shifted_silu(&hidden, &shift)?;
+        match &self.conv_shortcut {
+            Some(conv) => self.conv2.forward_onto(&hidden, &conv.forward(x)?),
+            None => self.conv2.forward_onto(&hidden, x),
+        }
     }
 
     fn packed(&self) -> Option<Packed<'_>> {

@@ -32,5 +32,10 @@ impl SimpleBackend for Seeded {
 
 /// Weights in f32 on the CPU for any network.
 pub(crate) fn weights() -> VarBuilder<'static> {
-    VarBuilder::from_backend(Box::new(Seeded), DType::F32, Device::Cpu)
+    weights_on(DType::F32, &Device::Cpu)
+}
+
+/// The same numbers in another type and place.
+pub(crate) fn weights_on(dtype: DType, device: &Device) -> VarBuilder<'static> {
+    VarBuilder::from_backend(Box::new(Seeded), dtype, device.clone())
 }

@@ -167,14 +167,17 @@ impl FromStr for ComputeDevice {
 }
 
 impl ComputeDevice {
-    /// candle's handle on it, for the thread that will own it.
+    /// candle's handle on it, for the thread that will own it; `cuda` opens the GPU of a number.
     ///
     /// # Errors
     /// Where there is no such device; one line.
-    pub fn open(self) -> anyhow::Result<Device> {
+    pub fn open<E: fmt::Display>(
+        self,
+        cuda: impl FnOnce(usize) -> Result<Device, E>,
+    ) -> anyhow::Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(number) => Device::new_cuda(number).map_err(|error| {
+            Self::Cuda(number) => cuda(number).map_err(|error| {
                 let why = error.to_string();
                 anyhow!("--device {self}: {}", why.lines().next().unwrap_or_default())
             }),
@@ -235,7 +238,7 @@ mod tests {
             assert!(error.contains("is not cpu, or cuda:N"), "{error}");
         }
         assert_eq!(ComputeDevice::Cuda(3).to_string(), "cuda:3");
-        assert!(ComputeDevice::Cpu.open().unwrap().is_cpu());
+        assert!(ComputeDevice::Cpu.open(Device::new_cuda).unwrap().is_cpu());
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! diffusers' `Transformer2DModel`: transformer blocks over the pixels of a feature map.
 
-#[cfg(feature = "cuda")]
-use candle_core::{CpuStorage, CudaStorage, Layout, Shape};
 use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -13,6 +11,7 @@ use crate::{
     attention::{Attention, Bias},
     autograd::{self, TransformerTensors, scratch::Scratch, slices},
     cpu::{Element, Operand},
+    cuda,
     layer_norm::{LayerNorm, layer_norm},
     linear::{Linear, linear, linear_gated, linear_of_pixels},
     norm::GroupNorm,
@@ -42,36 +41,9 @@ impl FeedForward {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let both = x.apply(&self.proj)?;
-        #[cfg(feature = "cuda")]
-        if both.device().is_cuda() {
-            return both.apply_op1_no_bwd(&Geglu)?.apply(&self.out);
-        }
         let inner = both.dim(D::Minus1)? / 2;
         let (value, gate) = (both.narrow(D::Minus1, 0, inner)?, both.narrow(D::Minus1, inner, inner)?);
         (value * gate.gelu_erf()?)?.apply(&self.out)
-    }
-}
-
-/// Values times the GELU of their gates, `[.., 2 * width]` to `[.., width]`, in one pass.
-#[cfg(feature = "cuda")]
-struct Geglu;
-
-#[cfg(feature = "cuda")]
-impl candle_core::CustomOp1 for Geglu {
-    fn name(&self) -> &'static str {
-        "geglu"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        candle_core::bail!("on the CPU there are other kernels")
-    }
-
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let mut dims = layout.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last /= 2;
-        }
-        Ok((crate::cuda::geglu(x, layout)?, Shape::from(dims)))
     }
 }
 
@@ -113,6 +85,9 @@ impl BasicTransformerBlock {
             let inputs = [x, &prompt::joined(prompts)?];
             return autograd::transformer_block(inputs, &tensors, self.attn1.heads(), eps, precision);
         }
+        if cuda::wanted(x.device()) {
+            return self.forward_on_gpu(x, prompts);
+        }
         let normed = x.apply(&self.norm1)?;
         let x = (x + self.attn1.forward(&normed, &normed)?)?;
         let normed = x.apply(&self.norm2)?;
@@ -122,6 +97,15 @@ impl BasicTransformerBlock {
         };
         let x = (&x + attended)?;
         &x + self.ff.forward(&x.apply(&self.norm3)?)?
+    }
+
+    /// [`BasicTransformerBlock::forward`] on an NVIDIA GPU.
+    fn forward_on_gpu(&self, x: &Tensor, prompts: &[&Prompt]) -> Result<Tensor> {
+        let x = self.attn1.attend_to_self_onto(&x.apply(&self.norm1)?, x)?;
+        let keys = prompt::keys(prompts, &self.attn2)?;
+        let x = self.attn2.forward_to_onto(&x.apply(&self.norm2)?, &keys, &x)?;
+        let inner = cuda::geglu(&x.apply(&self.norm3)?.apply(&self.ff.proj)?)?;
+        self.ff.out.forward_onto(&inner, &x)
     }
 
     /// [`BasicTransformerBlock::forward`] by the CPU's kernels, which it was packed for, in place: rows of all items.
@@ -205,7 +189,7 @@ impl Transformer2DModel {
         Tensor::from_vec(out, x.shape(), x.device()).map(Some)
     }
 
-    /// `x` `[B, C, H, W]`, and prompts of as many items.
+    /// `x` `[B, C, H, W]`, on NVIDIA GPUs with channels last, and prompts of as many items.
     pub(super) fn forward(&self, x: &Tensor, prompts: &[&Prompt]) -> Result<Tensor> {
         if let Some(y) = self.packed(x, prompts)? {
             return Ok(y);
@@ -220,6 +204,15 @@ impl Transformer2DModel {
                 hidden = block.forward(&hidden, prompts)?;
             }
             return autograd::pixels_out(&hidden, x, proj_out, precision);
+        }
+        if cuda::wanted(x.device()) {
+            let (batch, height, width, channels) = x.dims4()?;
+            let pixels = self.norm.forward(x)?.reshape((batch, height * width, channels))?;
+            let mut hidden = pixels.apply(&self.proj_in)?;
+            for block in &self.transformer_blocks {
+                hidden = block.forward(&hidden, prompts)?;
+            }
+            return self.proj_out.forward_onto(&hidden, x)?.reshape(x.shape());
         }
         let (batch, channels, height, width) = x.dims4()?;
         let pixels = self.norm.forward(x)?.reshape((batch, channels, height * width))?;

@@ -7,6 +7,7 @@ use super::VaeConfig;
 use crate::{
     attention::{Attention, Bias},
     autograd::{self, slices},
+    cuda,
     norm::GroupNorm,
     resnet::{Norm, ResnetBlock2D},
 };
@@ -44,6 +45,11 @@ impl MidAttention {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let Some(y) = self.packed(x)? {
             return Ok(y);
+        }
+        if cuda::wanted(x.device()) {
+            let (batch, height, width, channels) = x.dims4()?;
+            let pixels = self.group_norm.forward(x)?.reshape((batch, height * width, channels))?;
+            return self.attention.attend_to_self_onto(&pixels, x)?.reshape(x.shape());
         }
         let (batch, channels, height, width) = x.dims4()?;
         let pixels = self.group_norm.forward(x)?.reshape((batch, channels, height * width))?;
