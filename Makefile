@@ -54,7 +54,7 @@ model-smoke: ## Train every stage of a tiny model from nothing, and see the loss
 cuda: ## Build the stages for NVIDIA GPUs into target/cuda, without needing one (COMPUTE_CAP=90; 4 GB of disk, half an hour)
 	services/shared/models/cuda.sh
 
-test-cuda: ## The layers with CUDA beside the CPU's, on an NVIDIA GPU or, where there is none, an emulated one (builds as make cuda does)
+test-cuda: ## Layers, networks and training with CUDA beside the CPU's, on an NVIDIA GPU or, where there is none, an emulated one (half an hour with the build)
 	services/shared/models/cuda.sh test
 
 bench-cuda: cuda ## On an NVIDIA GPU beside diffusers, compiled and not, at 1024 x 1024 (10 GB of disk)

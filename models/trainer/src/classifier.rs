@@ -108,7 +108,7 @@ impl Classifier {
     }
 
     fn of_store(recipe: &Recipe, store: &ParameterStore) -> Result<Self, TrainError> {
-        let network = Network::new(&store.frozen()?.var_builder(DType::F32)?)?;
+        let network = Network::new(&store.frozen()?.var_builder(DType::F32, &Device::Cpu)?)?;
         Ok(Self { network, outlines: Outlines::new(), recipe: recipe.clone() })
     }
 

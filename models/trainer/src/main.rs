@@ -3,7 +3,9 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
+use candle_core::Device;
 use clap::{Parser, Subcommand};
+use sdxl_models::open_cuda;
 use sdxl_trainer::{
     TrainError,
     commands::{self, data::DataArgs},
@@ -75,6 +77,9 @@ struct TrainArgs {
     /// Go on from earlier stages as they are, though they are not finished
     #[arg(long)]
     unfinished: bool,
+    /// Device that losses and gradients are computed on: cpu, or cuda:N for the Nth NVIDIA GPU, of a build with CUDA
+    #[arg(long, value_name = "DEVICE", value_parser = device, default_value = "cpu")]
+    device: Device,
 }
 
 #[derive(clap::Args)]
@@ -84,6 +89,17 @@ struct ExportArgs {
     /// Folder to write `base` and `refiner` to
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    let number = match text.split_once(':') {
+        None if text == "cpu" => return Ok(Device::Cpu),
+        None if text == "cuda" => Some(0),
+        Some(("cuda", number)) => number.parse().ok(),
+        _ => None,
+    };
+    let number = number.ok_or("cpu, or cuda:N for the Nth NVIDIA GPU, is wanted")?;
+    open_cuda(number).map_err(|error| error.to_string())
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -130,7 +146,8 @@ fn context(args: &TrainArgs) -> anyhow::Result<Context> {
     threads::one_thread_per_kernel().context("starting anew with one thread per kernel")?;
     let recipe = Recipe::open(&args.stage.recipe)?;
     let stop = Stop::on_signals()?.within(args.max_minutes);
-    Ok(Context { recipe, out: args.stage.out.clone(), stop, unfinished: args.unfinished })
+    let (out, device) = (args.stage.out.clone(), args.device.clone());
+    Ok(Context { recipe, out, stop, unfinished: args.unfinished, device })
 }
 
 fn train(

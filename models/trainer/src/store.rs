@@ -116,11 +116,11 @@ impl ParameterStore {
         self.parameters.iter().map(|p| p.var.elem_count()).sum()
     }
 
-    /// A builder for networks on these weights. In another type than f32, a network gets copies converted at this
-    /// moment, through which gradients flow back: build one anew for every step.
+    /// A builder for networks on these weights. In another type than f32 or on another device than the CPU, a network gets
+    /// copies made at this moment, through which gradients flow back: build one anew for every step.
     #[must_use]
-    pub fn var_builder(&self, dtype: DType) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(self.clone()), dtype, Device::Cpu)
+    pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
     }
 
     /// A copy of the weights, which training does not change.
@@ -182,13 +182,19 @@ impl ParameterStore {
         set(self.parameters.iter(), values)
     }
 
-    fn find(&self, name: &str, shape: Option<&Shape>, dtype: DType) -> candle_core::Result<Tensor> {
+    fn find(
+        &self,
+        name: &str,
+        shape: Option<&Shape>,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
         let Some(i) = self.index.get(name) else { bail!("tensor {name} is none of the store's") };
         let var = &self.parameters[*i].var;
         if shape.is_some_and(|shape| shape != var.shape()) {
             bail!("tensor {name} is {:?}, not {shape:?}", var.shape())
         }
-        var.to_dtype(dtype)
+        var.to_dtype(dtype)?.to_device(device)
     }
 }
 
@@ -203,12 +209,19 @@ fn set<'a>(parameters: impl Iterator<Item = &'a Parameter>, values: &[Vec<f32>])
 }
 
 impl SimpleBackend for ParameterStore {
-    fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, _: &Device) -> candle_core::Result<Tensor> {
-        self.find(name, Some(&s), dtype)
+    fn get(
+        &self,
+        s: Shape,
+        name: &str,
+        _: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.find(name, Some(&s), dtype, device)
     }
 
-    fn get_unchecked(&self, name: &str, dtype: DType, _: &Device) -> candle_core::Result<Tensor> {
-        self.find(name, None, dtype)
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.find(name, None, dtype, device)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
@@ -265,12 +278,12 @@ impl Snapshot {
     ///
     /// # Errors
     /// A failed copy.
-    pub fn var_builder(&self, dtype: DType) -> Result<VarBuilder<'static>, TrainError> {
+    pub fn var_builder(&self, dtype: DType, device: &Device) -> Result<VarBuilder<'static>, TrainError> {
         let tensor = |(name, shape, values): &(String, Vec<usize>, Vec<f32>)| {
-            Ok((name.clone(), Tensor::from_slice(values, shape.as_slice(), &Device::Cpu)?))
+            Ok((name.clone(), Tensor::from_slice(values, shape.as_slice(), device)?))
         };
         let tensors = self.0.iter().map(tensor).collect::<candle_core::Result<_>>()?;
-        Ok(VarBuilder::from_tensors(tensors, dtype, &Device::Cpu))
+        Ok(VarBuilder::from_tensors(tensors, dtype, device))
     }
 
     /// The numbers of one tensor.

@@ -77,11 +77,14 @@ impl Team {
 pub fn one_thread_per_kernel() -> io::Result<()> {
     const THREADS: &str = "RAYON_NUM_THREADS";
     const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
-    if [THREADS, CANDLE_THREADS].iter().all(|name| env::var_os(name).is_some_and(|count| count == "1")) {
+    // Single precision is meant on a GPU, too.
+    const TF32: &str = "NVIDIA_TF32_OVERRIDE";
+    let wanted = [(THREADS, "1"), (CANDLE_THREADS, "1"), (TF32, "0")];
+    if wanted.iter().all(|(name, value)| env::var_os(name).is_some_and(|found| found == *value)) {
         return Ok(());
     }
     let mut again = Command::new(env::current_exe()?);
-    again.args(env::args_os().skip(1)).env(THREADS, "1").env(CANDLE_THREADS, "1");
+    again.args(env::args_os().skip(1)).envs(wanted);
     // The allocator keeps what it has: the next step needs as much again.
     again.env("MIMALLOC_PURGE_DELAY", "-1");
     Err(again.exec())

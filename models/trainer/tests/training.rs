@@ -171,6 +171,36 @@ fn training_goes_on_from_a_finished_model() {
     assert!(said.contains("base/latest.safetensors: its recipe is"), "{said}");
 }
 
+/// On an NVIDIA GPU, or an emulated one: `make test-cuda`.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU"]
+fn a_gpu_trains_as_the_cpu_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let few = [
+        ("dataset_size = 600", "dataset_size = 120"),
+        ("steps = 1500", "steps = 3"),
+        ("decoder_steps = 300", "decoder_steps = 2"),
+        ("warmup = 50", "warmup = 1"),
+        ("anchor_steps = 900", "anchor_steps = 2"),
+    ];
+    let recipe = altered(folder.path(), &few);
+    fs::write(&recipe, brief_denoisers(&fs::read_to_string(&recipe).unwrap())).unwrap();
+    let [cpu, gpu] = ["cpu", "cuda:0"].map(|device| {
+        let out = folder.path().join(device);
+        for stage in ["vae", "base", "refiner"] {
+            let output = command(stage, &recipe, &out).args(["--device", device]).output().unwrap();
+            assert!(output.status.success(), "{stage}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        ["vae", "vae_decoder", "base", "refiner"].map(|part| losses(&out.join(part)))
+    });
+    println!("{cpu:?}\n{gpu:?}");
+    for (cpu, gpu) in cpu.iter().flatten().zip(gpu.iter().flatten()) {
+        assert!((cpu - gpu).abs() <= 1e-3 * cpu, "{gpu} for {cpu}");
+    }
+    assert_eq!(cpu.map(|losses| losses.len()), gpu.map(|losses| losses.len()));
+}
+
 /// The recipe with two steps for base and refiner.
 fn brief_denoisers(text: &str) -> String {
     let base = text.find("[base]").unwrap();

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `make cuda`: builds the stages for NVIDIA GPUs into target/cuda, on a machine that need not have one. The compiler and the
 # libraries are NVIDIA's wheels, installed into .cache/cuda. COMPUTE_CAP is the GPU's compute capability: 80 for A100, 89 for
-# L4 and RTX 4090, 90 for H100 and H200. `cuda.sh test` runs the layers' tests, on a GPU or an emulated one.
+# L4 and RTX 4090, 90 for H100 and H200; by default that of the GPU that is there, or 90. `cuda.sh test` runs the layers' tests and the
+# trainer's, on a GPU or an emulated one.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../../.." && pwd)"
 cache="$root/.cache/cuda"
@@ -21,7 +22,8 @@ if [ "$(cat "$cache/installed" 2>/dev/null)" != "$wheels" ]; then
     done
     echo "$wheels" > "$cache/installed"
 fi
-export CUDA_HOME="$toolkit" CUDA_PATH="$toolkit" CUDA_COMPUTE_CAP="${COMPUTE_CAP:-90}" CARGO_TARGET_DIR="$root/target/cuda"
+own="$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)" || own=""
+export CUDA_HOME="$toolkit" CUDA_PATH="$toolkit" CUDA_COMPUTE_CAP="${COMPUTE_CAP:-${own:-90}}" CARGO_TARGET_DIR="$root/target/cuda"
 export PATH="$toolkit/bin:$PATH" NVCC_PREPEND_FLAGS="-I$toolkit/include/cccl"
 libraries="$toolkit/lib:$cache/nvidia/cudnn/lib"
 export LIBRARY_PATH="$libraries:$cache/stub"
@@ -39,7 +41,7 @@ ln -sf libcuda.so "$cache/stub/libcuda.so.1"
 # With a target named, what runs while building is not linked so. Always all packages: with others, others of their needs' features
 # are on, and candle's kernels are compiled anew.
 target="$(rustc -vV | sed -n 's/^host: //p')"
-packages="-p sdxl-models -p sdxl-text-encoder -p sdxl-base-unet -p sdxl-refiner -p sdxl-vae"
+packages="-p sdxl-models -p sdxl-trainer -p sdxl-text-encoder -p sdxl-base-unet -p sdxl-refiner -p sdxl-vae"
 release="$CARGO_TARGET_DIR/$target/release"
 case "${1:-build}" in
 build)
@@ -59,15 +61,18 @@ build)
     ;;
 test)
     # shellcheck disable=SC2086
-    program="$(RUSTFLAGS="$flags" cargo test --no-run --release --target "$target" --features cuda --lib $packages \
-        --message-format json | sed -n 's/.*"executable":"\([^"]*sdxl_models-[^"]*\)".*/\1/p' | tail -1)"
+    programs="$(RUSTFLAGS="$flags" cargo test --no-run --release --target "$target" --features cuda --lib --test training $packages \
+        --message-format json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')"
+    layers="$(grep /sdxl_models- <<< "$programs" | tail -1)" training="$(grep /training- <<< "$programs" | tail -1)"
     if nvidia-smi > /dev/null 2>&1; then
         echo "on $(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)"
     else
         echo "on an emulated device: there is no NVIDIA GPU"
-        "$root/services/shared/models/emulated/build.sh" "$CARGO_TARGET_DIR/emulated" "$program"
+        "$root/services/shared/models/emulated/build.sh" "$CARGO_TARGET_DIR/emulated" "$layers" "$release/sdxl-train"
         libraries="$CARGO_TARGET_DIR/emulated:$libraries"
     fi
-    LD_LIBRARY_PATH="$libraries" "$program" --ignored cuda:: --test-threads=1
+    export NVIDIA_TF32_OVERRIDE=0 # single precision is meant
+    LD_LIBRARY_PATH="$libraries" "$layers" --ignored cuda:: --test-threads=1
+    LD_LIBRARY_PATH="$libraries" "$training" --ignored a_gpu --nocapture
     ;;
 esac

@@ -1,8 +1,8 @@
 //! The base denoiser with both text encoders, from nothing or from a finished model: square pictures first, then all
 //! buckets with offset noise.
 
-use candle_core::{Device, Module, Tensor};
-use candle_nn::{Linear, linear};
+use candle_core::{DType, Device, Module, Tensor};
+use candle_nn::{Linear, VarBuilder, linear};
 use sdxl_models::{
     autograd::Scope,
     text::ClipTextModel,
@@ -47,11 +47,14 @@ pub struct Networks {
 pub fn train(context: &Context) -> Result<Outcome, TrainError> {
     let recipe = &context.recipe;
     let (store, networks) = begin(recipe)?;
+    let (device, weights) = (&context.device, store.clone());
     let set = LatentSet::load_or_make(context)?;
     let steps = steps(recipe, &set)?;
     let trainer = Trainer {
         recipe,
         networks: &networks,
+        weights: &weights,
+        device,
         steps,
         schedule: NoiseSchedule::default(),
         tokenizers: Tokenizers::new(&Vocabulary::new())?,
@@ -84,19 +87,21 @@ fn build(recipe: &Recipe) -> Result<(ParameterStore, Networks), TrainError> {
         ["conv2.weight", "proj_out.weight", "unet.conv_out.weight"].iter().any(|end| name.ends_with(end))
     };
     let initialisation = Initialisation { seed: recipe.model.seed, is_zero: silent };
-    ParameterStore::build(initialisation, |vb| {
+    ParameterStore::build(initialisation, |vb| Networks::load(vb, recipe))
+}
+
+impl Networks {
+    fn load(vb: &VarBuilder<'_>, recipe: &Recipe) -> Result<Self, TrainError> {
+        let (text_encoder, text_encoder_2) =
+            (configs::text_encoder(recipe)?, configs::text_encoder_2(recipe)?);
         let projection = recipe.text_encoder_2.projection_dim;
-        Ok(Networks {
-            text_encoder: ClipTextModel::new(&vb.pp("text_encoder"), &configs::text_encoder(recipe)?, false)?,
-            text_encoder_2: ClipTextModel::new(
-                &vb.pp("text_encoder_2"),
-                &configs::text_encoder_2(recipe)?,
-                true,
-            )?,
+        Ok(Self {
+            text_encoder: ClipTextModel::new(&vb.pp("text_encoder"), &text_encoder, false)?,
+            text_encoder_2: ClipTextModel::new(&vb.pp("text_encoder_2"), &text_encoder_2, true)?,
             unet: Unet::new(&vb.pp("unet"), &configs::unet(recipe)?)?,
             auxiliary: linear(projection, 4 * CELLS * CELLS, vb.pp("auxiliary"))?,
         })
-    })
+    }
 }
 
 fn steps<'a>(recipe: &'a Recipe, set: &'a LatentSet) -> Result<Steps<'a>, TrainError> {
@@ -116,7 +121,7 @@ impl Text {
     /// Zeros in place of captions that are left out, as in place of an absent negative prompt when pictures are drawn.
     fn without(&self, dropped: &[bool]) -> Result<Self, TrainError> {
         let kept: Vec<f32> = dropped.iter().map(|dropped| f32::from(!dropped)).collect();
-        let kept = Tensor::from_vec(kept, (dropped.len(), 1), &Device::Cpu)?;
+        let kept = Tensor::from_vec(kept, (dropped.len(), 1), self.prompt_embeds.device())?;
         Ok(Self {
             prompt_embeds: self.prompt_embeds.broadcast_mul(&kept.unsqueeze(2)?)?,
             pooled_prompt_embeds: self.pooled_prompt_embeds.broadcast_mul(&kept)?,
@@ -127,6 +132,8 @@ impl Text {
 struct Trainer<'a> {
     recipe: &'a Recipe,
     networks: &'a Networks,
+    weights: &'a ParameterStore,
+    device: &'a Device,
     steps: Steps<'a>,
     schedule: NoiseSchedule,
     tokenizers: Tokenizers,
@@ -135,41 +142,48 @@ struct Trainer<'a> {
 impl Trainer<'_> {
     fn loss(&self, shard: &Shard<'_>) -> Result<Tensor, TrainError> {
         let _scope = Scope::new(self.recipe.training.precision.into());
-        let noised = self.steps.noised(shard, &self.schedule)?;
+        let copies;
+        let networks = if self.device.is_cpu() {
+            self.networks
+        } else {
+            copies = Networks::load(&self.weights.var_builder(DType::F32, self.device), self.recipe)?;
+            &copies
+        };
+        let noised = self.steps.noised(shard, &self.schedule)?.on(self.device)?;
         let conditions = self.steps.conditions(shard);
-        let text = self.encode(&conditions)?;
-        let auxiliary = self.auxiliary_loss(&text.pooled_prompt_embeds, &noised)?;
+        let text = self.encode(networks, &conditions)?;
+        let auxiliary = auxiliary_loss(networks, &text.pooled_prompt_embeds, &noised)?;
         let text = text.without(&self.steps.dropped(shard))?;
         let added = AddedConditioning {
             text_embeds: text.pooled_prompt_embeds,
-            time_ids: time_ids(&conditions, self.recipe.base.size_conditioning)?,
+            time_ids: time_ids(&conditions, self.recipe.base.size_conditioning)?.to_device(self.device)?,
         };
         let predicted =
-            self.networks.unet.forward(&noised.latents, &noised.timesteps, &text.prompt_embeds, &added)?;
+            networks.unet.forward(&noised.latents, &noised.timesteps, &text.prompt_embeds, &added)?;
         Ok((denoiser::loss(&predicted, &noised)? + (auxiliary * AUXILIARY_WEIGHT)?)?)
     }
 
-    fn encode(&self, conditions: &[&Conditions]) -> Result<Text, TrainError> {
+    fn encode(&self, networks: &Networks, conditions: &[&Conditions]) -> Result<Text, TrainError> {
         let ids =
             conditions.iter().map(|c| self.tokenizers.ids(&c.caption)).collect::<Result<Vec<_>, _>>()?;
         let (first, second): (Vec<_>, Vec<_>) =
             ids.into_iter().map(|[first, second]| (first, second)).unzip();
-        let first = self.networks.text_encoder.forward(&first, 0)?.hidden_states;
-        let second = self.networks.text_encoder_2.forward(&second, 0)?;
+        let first = networks.text_encoder.forward(&first, 0)?.hidden_states;
+        let second = networks.text_encoder_2.forward(&second, 0)?;
         let missing = || candle_core::Error::Msg("the second encoder has no projection".into());
         let pooled_prompt_embeds = second.text_embeds.ok_or_else(missing)?;
         let prompt_embeds = Tensor::cat(&[first, second.hidden_states], 2)?;
         Ok(Text { prompt_embeds, pooled_prompt_embeds })
     }
+}
 
-    fn auxiliary_loss(&self, pooled: &Tensor, noised: &Noised) -> Result<Tensor, TrainError> {
-        let (batch, channels, h, w) = noised.clean.dims4()?;
-        let (rows, columns) = (h / CELLS, w / CELLS);
-        let cells = noised.clean.narrow(2, 0, rows * CELLS)?.narrow(3, 0, columns * CELLS)?;
-        let cells =
-            cells.contiguous()?.avg_pool2d((rows, columns))?.reshape((batch, channels * CELLS * CELLS))?;
-        Ok((self.networks.auxiliary.forward(pooled)? - cells)?.sqr()?.mean_all()?)
-    }
+fn auxiliary_loss(networks: &Networks, pooled: &Tensor, noised: &Noised) -> Result<Tensor, TrainError> {
+    let (batch, channels, h, w) = noised.clean.dims4()?;
+    let (rows, columns) = (h / CELLS, w / CELLS);
+    let cells = noised.clean.narrow(2, 0, rows * CELLS)?.narrow(3, 0, columns * CELLS)?;
+    let cells =
+        cells.contiguous()?.avg_pool2d((rows, columns))?.reshape((batch, channels * CELLS * CELLS))?;
+    Ok((networks.auxiliary.forward(pooled)? - cells)?.sqr()?.mean_all()?)
 }
 
 /// Original size, crop and target size, `[B, 6]`; the target size in place of the original one if that is kept secret.
@@ -184,8 +198,6 @@ fn time_ids(conditions: &[&Conditions], size_conditioning: bool) -> Result<Tenso
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::*;
 
     fn conditions() -> Conditions {

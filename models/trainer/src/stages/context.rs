@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use candle_core::Device;
+
 pub use crate::run::Outcome;
 use crate::{
     TrainError,
@@ -25,6 +27,8 @@ pub struct Context {
     pub stop: Stop,
     /// Whether to go on from stages that are not finished.
     pub unfinished: bool,
+    /// Where losses and their gradients are computed. Weights, their averages and what is drawn stay on the CPU.
+    pub device: Device,
 }
 
 impl Context {

@@ -20,6 +20,20 @@ pub(super) struct Noised {
     pub(super) clean: Tensor,
 }
 
+impl Noised {
+    /// The same on a device.
+    pub(super) fn on(self, device: &Device) -> Result<Self, TrainError> {
+        let Self { latents, timesteps, noise, weights, clean } = self;
+        Ok(Self {
+            latents: latents.to_device(device)?,
+            timesteps,
+            noise: noise.to_device(device)?,
+            weights: weights.to_device(device)?,
+            clean: clean.to_device(device)?,
+        })
+    }
+}
+
 /// The steps of a denoiser, and what is drawn for each: a function of seed and step.
 #[derive(Debug)]
 pub(super) struct Steps<'a> {

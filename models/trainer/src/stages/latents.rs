@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Instant};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use half::f16;
 use sdxl_models::{autograd::Scope, vae::Autoencoder};
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,7 @@ impl LatentSet {
     pub fn load_or_make(context: &Context) -> Result<Self, TrainError> {
         let recipe = &context.recipe;
         let (autoencoder, config) = vae::encoder(context)?;
-        let network = Autoencoder::new(&autoencoder.var_builder(DType::F32)?, &config)?;
+        let network = Autoencoder::new(&autoencoder.var_builder(DType::F32, &context.device)?, &config)?;
         let folder = context.out.join(format!("latents-{}", name(recipe, &autoencoder)));
         fs::create_dir_all(&folder).map_err(TrainError::writing(&folder))?;
         let pictures = Pictures::new(recipe);
@@ -219,7 +219,7 @@ fn encode_batch(
 ) -> Result<Vec<Encoded>, TrainError> {
     let drawn: Vec<Picture> = batch.iter().map(|index| pictures.picture(*index, size)).collect();
     let pixels = drawn.iter().flat_map(|picture| picture.pixels.iter().copied()).collect::<Vec<_>>();
-    let images = Tensor::from_vec(pixels, (batch.len(), 3, size[0], size[1]), &Device::Cpu)?;
+    let images = Tensor::from_vec(pixels, (batch.len(), 3, size[0], size[1]), network.device())?;
     let latents = network.moments(&images)?.0.flatten_from(1)?.to_vec2::<f32>()?;
     let encoded = |(latents, picture): (Vec<f32>, Picture)| Encoded {
         bucket,

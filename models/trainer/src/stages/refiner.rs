@@ -33,12 +33,15 @@ const SHARP: f64 = 0.9;
 /// The autoencoder or the base is not finished; those of [`crate::run::Run`].
 pub fn train(context: &Context) -> Result<Outcome, TrainError> {
     let recipe = &context.recipe;
-    let text = base::finished(context)?.part("text_encoder_2.").var_builder(DType::F32)?;
+    let text = base::finished(context)?.part("text_encoder_2.").var_builder(DType::F32, &context.device)?;
     let set = LatentSet::load_or_make(context)?;
     let (store, unet) = build(recipe)?;
+    let weights = store.clone();
     let trainer = Trainer {
         recipe,
         unet: &unet,
+        weights: &weights,
+        device: &context.device,
         text_encoder_2: ClipTextModel::new(&text, &configs::text_encoder_2(recipe)?, true)?,
         steps: Steps {
             seed: recipe.model.seed,
@@ -82,6 +85,8 @@ fn build(recipe: &Recipe) -> Result<(ParameterStore, Unet), TrainError> {
 struct Trainer<'a> {
     recipe: &'a Recipe,
     unet: &'a Unet,
+    weights: &'a ParameterStore,
+    device: &'a Device,
     text_encoder_2: ClipTextModel,
     steps: Steps<'a>,
     schedule: NoiseSchedule,
@@ -91,7 +96,15 @@ struct Trainer<'a> {
 impl Trainer<'_> {
     fn loss(&self, shard: &Shard<'_>) -> Result<Tensor, TrainError> {
         let _scope = Scope::new(self.recipe.training.precision.into());
-        let noised = self.steps.noised(shard, &self.schedule)?;
+        let copy;
+        let unet = if self.device.is_cpu() {
+            self.unet
+        } else {
+            let weights = self.weights.var_builder(DType::F32, self.device);
+            copy = Unet::new(&weights, &configs::refiner_unet(self.recipe)?)?;
+            &copy
+        };
+        let noised = self.steps.noised(shard, &self.schedule)?.on(self.device)?;
         let conditions = self.steps.conditions(shard);
         // A caption that is left out is the empty one: the refiner's negative prompt is encoded, not zeros.
         let captions = conditions.iter().zip(self.steps.dropped(shard));
@@ -101,10 +114,10 @@ impl Trainer<'_> {
         let missing = || candle_core::Error::Msg("the second encoder has no projection".into());
         let added = AddedConditioning {
             text_embeds: text.text_embeds.ok_or_else(missing)?.detach(),
-            time_ids: time_ids(&conditions)?,
+            time_ids: time_ids(&conditions)?.to_device(self.device)?,
         };
         let prompt_embeds = text.hidden_states.detach();
-        let predicted = self.unet.forward(&noised.latents, &noised.timesteps, &prompt_embeds, &added)?;
+        let predicted = unet.forward(&noised.latents, &noised.timesteps, &prompt_embeds, &added)?;
         denoiser::loss(&predicted, &noised)
     }
 }

@@ -1,7 +1,7 @@
 //! The autoencoder (section 2.4): encoder and decoder together, then the decoder alone, each with the moving average of
 //! its weights.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rand::RngExt;
 use sdxl_models::{
     autograd::Scope,
@@ -28,9 +28,10 @@ pub fn train(context: &Context) -> Result<Outcome, TrainError> {
     let config = super::configs::vae(recipe, 1.0)?;
     if recipe.vae.steps > 0 {
         let (store, network) = begin(recipe, &config)?;
+        let trained = Trained { network, weights: store.clone(), device: &context.device };
         let mut run = context.run(Stage::Vae, recipe.vae.steps, store, recipe.vae.adamw(recipe.vae.steps))?;
         let outcome =
-            run.train(|step| samples(step, &recipe.vae), |shard| together(recipe, &network, shard))?;
+            run.train(|step| samples(step, &recipe.vae), |shard| together(recipe, &trained, shard))?;
         if !matches!(outcome, Outcome::Finished) {
             return Ok(outcome);
         }
@@ -85,15 +86,34 @@ pub fn finished(context: &Context) -> Result<(Snapshot, VaeConfig), TrainError> 
 fn decoder(context: &Context, config: &VaeConfig) -> Result<Outcome, TrainError> {
     let recipe = &context.recipe;
     let (average, _) = encoder(context)?;
-    let frozen = Autoencoder::new(&average.var_builder(candle_core::DType::F32)?, config)?;
+    let frozen = Autoencoder::new(&average.var_builder(DType::F32, &context.device)?, config)?;
     let (store, network) = build(recipe.model.seed, config)?;
     store.adopt(&average)?;
+    let trained = Trained { network, weights: store.clone(), device: &context.device };
     let steps = recipe.vae.decoder_steps;
     let mut run = context.run(Stage::VaeDecoder, steps, store, recipe.vae.adamw(steps))?;
     run.train(
         |step| samples(recipe.vae.steps + step, &recipe.vae),
-        |shard| decoder_only(recipe, [&frozen, &network], shard),
+        |shard| decoder_only(recipe, &frozen, &trained, shard),
     )
+}
+
+/// What learns, and where.
+struct Trained<'a> {
+    network: Autoencoder,
+    weights: ParameterStore,
+    device: &'a Device,
+}
+
+impl Trained<'_> {
+    /// The network of this step: on another device than the CPU a copy, through which gradients flow back.
+    fn network(&self) -> Result<Autoencoder, TrainError> {
+        if self.device.is_cpu() {
+            return Ok(self.network.clone());
+        }
+        let weights = self.weights.var_builder(DType::F32, self.device);
+        Ok(Autoencoder::new(&weights, self.network.config())?)
+    }
 }
 
 /// The networks as training begins.
@@ -130,12 +150,14 @@ fn crops(recipe: &Recipe, shard: &Shard<'_>) -> Result<Tensor, TrainError> {
     Ok(Tensor::from_vec(pixels, (shard.samples.len(), 3, crop, crop), &Device::Cpu)?)
 }
 
-fn together(recipe: &Recipe, network: &Autoencoder, shard: &Shard<'_>) -> Result<Tensor, TrainError> {
+fn together(recipe: &Recipe, trained: &Trained<'_>, shard: &Shard<'_>) -> Result<Tensor, TrainError> {
     let _scope = Scope::new(recipe.training.precision.into());
-    let images = crops(recipe, shard)?;
+    let network = trained.network()?;
+    let images = crops(recipe, shard)?.to_device(trained.device)?;
     let (mean, logvar) = network.moments(&images)?;
     let mut noise = random::stream(recipe.model.seed, "posterior", shard.step, shard.index as u64);
-    let noise = Tensor::from_vec(random::normal(&mut noise, mean.elem_count()), mean.shape(), &Device::Cpu)?;
+    let noise =
+        Tensor::from_vec(random::normal(&mut noise, mean.elem_count()), mean.shape(), trained.device)?;
     let latents = (&mean + ((&logvar * 0.5)?.exp()? * noise)?)?;
     let reconstructed = network.reconstruct(&latents)?;
     let kl = ((mean.sqr()? + logvar.exp()?)? - &logvar)?.affine(0.5, -0.5)?.mean_all()?;
@@ -152,13 +174,14 @@ fn together(recipe: &Recipe, network: &Autoencoder, shard: &Shard<'_>) -> Result
 
 fn decoder_only(
     recipe: &Recipe,
-    [frozen, network]: [&Autoencoder; 2],
+    frozen: &Autoencoder,
+    trained: &Trained<'_>,
     shard: &Shard<'_>,
 ) -> Result<Tensor, TrainError> {
     let _scope = Scope::new(recipe.training.precision.into());
-    let images = crops(recipe, shard)?;
+    let images = crops(recipe, shard)?.to_device(trained.device)?;
     let latents = frozen.moments(&images)?.0.detach();
-    reconstruction(&network.reconstruct(&latents)?, &images)
+    reconstruction(&trained.network()?.reconstruct(&latents)?, &images)
 }
 
 /// Falls linearly to nothing.

@@ -62,13 +62,13 @@ fn networks_see_changes_and_snapshots_do_not() {
         .set(&store.parameters().iter().map(|p| vec![1.0; p.var().elem_count()]).collect::<Vec<_>>())
         .unwrap();
     assert_eq!(network.forward(&x).unwrap().to_vec2::<f32>().unwrap(), [[5.0; 3]]);
-    let again = linear(4, 3, store.var_builder(DType::BF16).pp("head")).unwrap();
+    let again = linear(4, 3, store.var_builder(DType::BF16, &Device::Cpu).pp("head")).unwrap();
     let y = again.forward(&x.to_dtype(DType::BF16).unwrap()).unwrap();
     assert_eq!(y.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap(), [[5.0; 3]]);
     let weight = &store.parameters()[5];
     assert_eq!(weight.name(), "head.weight");
     assert!(y.backward().unwrap().get(weight.var()).is_some_and(|g| g.dtype() == DType::F32));
-    let old = linear(4, 3, frozen.part("head.").var_builder(DType::F32).unwrap()).unwrap();
+    let old = linear(4, 3, frozen.part("head.").var_builder(DType::F32, &Device::Cpu).unwrap()).unwrap();
     assert_ne!(old.forward(&x).unwrap().to_vec2::<f32>().unwrap(), [[5.0; 3]]);
 }
 
@@ -131,6 +131,6 @@ fn a_name_has_one_shape() {
     };
     assert!(ParameterStore::build(Initialisation::new(0), twice).is_err());
     let (store, _) = store(3);
-    assert!(store.var_builder(DType::F32).get(3, "norm.weight").is_err());
-    assert!(store.var_builder(DType::F32).get(3, "unheard_of").is_err());
+    assert!(store.var_builder(DType::F32, &Device::Cpu).get(3, "norm.weight").is_err());
+    assert!(store.var_builder(DType::F32, &Device::Cpu).get(3, "unheard_of").is_err());
 }

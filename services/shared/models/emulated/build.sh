@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# `build.sh FOLDER PROGRAM`: makes libraries in FOLDER with which PROGRAM, built with CUDA, runs without a GPU: what it takes of the
+# `build.sh FOLDER PROGRAM...`: makes libraries in FOLDER with which PROGRAMs, built with CUDA, run without a GPU: what they take of the
 # driver, cuBLAS, cuDNN and cuRAND is emulated on the processor. For tests of what is launched and what it computes, not of speed.
 set -euo pipefail
-folder="$1" program="$2"
+folder="$1"
+shift
 here="$(cd "$(dirname "$0")" && pwd)"
 mkdir -p "$folder"
 # Kernels look at memory as other types than it was written by.
@@ -20,8 +21,8 @@ for part in kernels device driver; do
     c++ $flags -c "$here/$part.cpp" -o "$folder/$part.o" &
 done
 wait
-# What else the program names must be there for it to be loaded.
-wanted="$(nm -D --undefined-only "$program" | awk '{print $2}' | sed 's/@.*//' | grep -E '^(cu[A-Z]|cudnn|cublas|curand)' | sort -u)"
+# What else the programs name must be there for them to be loaded.
+wanted="$(nm -D --undefined-only "$@" | awk 'NF == 2 {print $2}' | sed 's/@.*//' | grep -E '^(cu[A-Z]|cudnn|cublas|curand)' | sort -u)"
 defined="$(nm --defined-only "$folder"/driver.o | awk '{print $3}' | sort -u)"
 comm -23 <(echo "$wanted") <(echo "$defined") | sed 's/.*/int &(void) { return 1; }/' > "$folder/rest.c"
 cc -fPIC -c "$folder/rest.c" -o "$folder/rest.o"

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -123,6 +124,160 @@ void index_select(size_t count, size_t, const size_t *, const u32 *ids, const T 
     }
 }
 
+template <typename T>
+void index_add(const u32 *ids, size_t named, const T *x, T *y, size_t outer, size_t, size_t into, size_t inner) {
+    for (size_t i = 0; i < outer; ++i)
+        for (size_t j = 0; j < named; ++j) {
+            if (ids[j] >= into) abort();
+            for (size_t k = 0; k < inner; ++k) {
+                T *at = y + (i * into + ids[j]) * inner + k;
+                store(at, load(at) + load(x + (i * named + j) * inner + k));
+            }
+        }
+}
+
+template <typename T>
+void fast_max(size_t count, size_t of_each, size_t rank, const size_t *info, const T *x, T *y) {
+    const Shape shape{rank, info, info ? info + rank : nullptr};
+    for (size_t i = 0; i < count / of_each; ++i) {
+        float most = load(x + shape.at(i * of_each));
+        for (size_t j = 1; j < of_each; ++j) most = fmaxf(most, load(x + shape.at(i * of_each + j)));
+        store(y + i, most);
+    }
+}
+
+// The count is that of the results here.
+template <typename T>
+void fast_sum_small(size_t count, size_t of_each, size_t rank, const size_t *info, const T *x, T *y) {
+    fast_sum(count * of_each, of_each, rank, info, x, y);
+}
+
+template <typename T>
+void const_set(size_t count, size_t rank, const size_t *info, T value, T *y) {
+    const Shape shape{rank, info, info ? info + rank : nullptr};
+    for (size_t i = 0; i < count; ++i) y[shape.at(i)] = value;
+}
+
+template <typename T>
+void power(size_t count, size_t rank, const size_t *info, T by, const T *x, T *y) {
+    const Shape shape{rank, info, info ? info + rank : nullptr};
+    for (size_t i = 0; i < count; ++i) store(y + i, std::pow(load(x + shape.at(i)), load(&by)));
+}
+
+template <typename T, bool F(float, float)>
+void compare(size_t count, size_t rank, const size_t *info, const T *a, const T *b, uint8_t *y) {
+    const Shape left{rank, info, info ? info + rank : nullptr}, right{rank, info, info ? info + 2 * rank : nullptr};
+    for (size_t i = 0; i < count; ++i) y[i] = F(load(a + left.at(i)), load(b + right.at(i)));
+}
+
+template <typename T>
+void cast_from_u8(size_t count, size_t rank, const size_t *info, const uint8_t *x, T *y) {
+    const Shape shape{rank, info, info ? info + rank : nullptr};
+    for (size_t i = 0; i < count; ++i) store(y + i, (float)x[shape.at(i)]);
+}
+
+template <typename T>
+void where(size_t count, size_t rank, const size_t *info, const uint8_t *is, const T *a, const T *b, T *y) {
+    const auto strides = [&](size_t i) { return Shape{rank, info, info ? info + i * rank : nullptr}; };
+    for (size_t i = 0; i < count; ++i) y[i] = is[strides(1).at(i)] ? a[strides(2).at(i)] : b[strides(3).at(i)];
+}
+
+// Pictures [B, C, H, W] by their dimensions and strides.
+struct Pictures {
+    const size_t *info;
+    size_t dim(size_t i) const { return info[i]; }
+    size_t at(size_t n, size_t c, size_t h, size_t w) const {
+        return n * info[4] + c * info[5] + h * info[6] + w * info[7];
+    }
+};
+
+template <typename T>
+void conv2d(size_t, size_t to_width, size_t to_height, size_t stride, size_t padding, size_t dilation, const size_t *info,
+            const T *x, const T *weight, T *y) {
+    const Pictures from{info}, kernel{info + 8};
+    size_t at = 0;
+    for (size_t n = 0; n < from.dim(0); ++n)
+        for (size_t k = 0; k < kernel.dim(0); ++k)
+            for (size_t h = 0; h < to_height; ++h)
+                for (size_t w = 0; w < to_width; ++w, ++at) {
+                    double sum = 0;
+                    for (size_t r = 0; r < kernel.dim(2); ++r)
+                        for (size_t s = 0; s < kernel.dim(3); ++s) {
+                            const size_t row = h * stride + r * dilation - padding, column = w * stride + s * dilation - padding;
+                            if (row >= from.dim(2) || column >= from.dim(3)) continue;  // below zero, too
+                            for (size_t c = 0; c < from.dim(1); ++c)
+                                sum += (double)load(x + from.at(n, c, row, column)) * load(weight + kernel.at(k, c, r, s));
+                        }
+                    store(y + at, (float)sum);
+                }
+}
+
+template <typename T>
+void conv_transpose2d(size_t, size_t to_width, size_t to_height, size_t stride, size_t padding, size_t, size_t dilation,
+                      const size_t *info, const T *x, const T *weight, T *y) {
+    const Pictures from{info}, kernel{info + 8};
+    size_t at = 0;
+    for (size_t n = 0; n < from.dim(0); ++n)
+        for (size_t k = 0; k < kernel.dim(1); ++k)
+            for (size_t h = 0; h < to_height; ++h)
+                for (size_t w = 0; w < to_width; ++w, ++at) {
+                    double sum = 0;
+                    for (size_t r = 0; r < kernel.dim(2); ++r)
+                        for (size_t s = 0; s < kernel.dim(3); ++s) {
+                            const long down = (long)(h + padding) - (long)(r * dilation);
+                            const long right = (long)(w + padding) - (long)(s * dilation);
+                            if (down < 0 || right < 0 || down % stride || right % stride) continue;
+                            const size_t row = down / stride, column = right / stride;
+                            if (row >= from.dim(2) || column >= from.dim(3)) continue;
+                            for (size_t c = 0; c < from.dim(1); ++c)
+                                sum += (double)load(x + from.at(n, c, row, column)) * load(weight + kernel.at(c, k, r, s));
+                        }
+                    store(y + at, (float)sum);
+                }
+}
+
+template <typename T>
+void upsample_nearest2d(size_t to_first, size_t to_second, double first, double second, const size_t *info, const T *x, T *y) {
+    const Pictures from{info};
+    size_t at = 0;
+    for (size_t n = 0; n < from.dim(0); ++n)
+        for (size_t c = 0; c < from.dim(1); ++c)
+            for (size_t i = 0; i < to_first; ++i)
+                for (size_t j = 0; j < to_second; ++j, ++at) {
+                    const size_t row = std::min((size_t)(i * first), from.dim(2) - 1);
+                    y[at] = x[from.at(n, c, row, std::min((size_t)(j * second), from.dim(3) - 1))];
+                }
+}
+
+template <typename T>
+void avg_pool2d(size_t, size_t high, size_t wide, size_t down, size_t right, const size_t *info, const T *x, T *y) {
+    const Pictures from{info};
+    size_t at = 0;
+    for (size_t n = 0; n < from.dim(0); ++n)
+        for (size_t c = 0; c < from.dim(1); ++c)
+            for (size_t i = 0; i < (from.dim(2) - high) / down + 1; ++i)
+                for (size_t j = 0; j < (from.dim(3) - wide) / right + 1; ++j, ++at) {
+                    double sum = 0;
+                    for (size_t r = 0; r < high; ++r)
+                        for (size_t s = 0; s < wide; ++s) sum += load(x + from.at(n, c, i * down + r, j * right + s));
+                    store(y + at, (float)(sum / (high * wide)));
+                }
+}
+
+float exponential(float x) { return std::exp(x); }
+float error_function(float x) { return std::erf(x); }
+float logarithm(float x) { return std::log(x); }
+float root(float x) { return std::sqrt(x); }
+float negative(float x) { return -x; }
+float absolute(float x) { return std::fabs(x); }
+float sign(float x) { return (float)((x > 0) - (x < 0)); }
+float reciprocal(float x) { return 1.0f / x; }
+bool equal(float a, float b) { return a == b; }
+bool unequal(float a, float b) { return a != b; }
+bool less(float a, float b) { return a < b; }
+bool at_most(float a, float b) { return a <= b; }
+bool greater(float a, float b) { return a > b; }
+bool at_least(float a, float b) { return a >= b; }
 float same(float x) { return x; }
 float silu(float x) { return x / (1.0f + std::exp(-x)); }
 float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
@@ -151,6 +306,31 @@ void keep_candles(const std::string &type) {
     all["usilu_" + type] = Call<unary<T, silu>>::run;
     all["usigmoid_" + type] = Call<unary<T, sigmoid>>::run;
     all["is_u32_" + type] = Call<index_select<T>>::run;
+    all["ia_u32_" + type] = Call<index_add<T>>::run;
+    all["fast_max_" + type] = Call<fast_max<T>>::run;
+    all["fast_sum_small_" + type] = Call<fast_sum_small<T>>::run;
+    all["const_set_" + type] = Call<const_set<T>>::run;
+    all["upowf_" + type] = Call<power<T>>::run;
+    all["cast_u8_" + type] = Call<cast_from_u8<T>>::run;
+    all["where_u8_" + type] = Call<where<T>>::run;
+    all["conv2d_" + type] = Call<conv2d<T>>::run;
+    all["conv_transpose2d_" + type] = Call<conv_transpose2d<T>>::run;
+    all["upsample_nearest2d_" + type] = Call<upsample_nearest2d<T>>::run;
+    all["avg_pool2d_" + type] = Call<avg_pool2d<T>>::run;
+    all["uexp_" + type] = Call<unary<T, exponential>>::run;
+    all["uerf_" + type] = Call<unary<T, error_function>>::run;
+    all["ulog_" + type] = Call<unary<T, logarithm>>::run;
+    all["usqrt_" + type] = Call<unary<T, root>>::run;
+    all["uneg_" + type] = Call<unary<T, negative>>::run;
+    all["uabs_" + type] = Call<unary<T, absolute>>::run;
+    all["usign_" + type] = Call<unary<T, sign>>::run;
+    all["urecip_" + type] = Call<unary<T, reciprocal>>::run;
+    all["eq_" + type] = Call<compare<T, equal>>::run;
+    all["ne_" + type] = Call<compare<T, unequal>>::run;
+    all["lt_" + type] = Call<compare<T, less>>::run;
+    all["le_" + type] = Call<compare<T, at_most>>::run;
+    all["gt_" + type] = Call<compare<T, greater>>::run;
+    all["ge_" + type] = Call<compare<T, at_least>>::run;
     all["usqr_" + type] = Call<unary<T, square>>::run;
     all["ugelu_erf_" + type] = Call<unary<T, gelu_erf>>::run;
     all["badd_" + type] = Call<binary<T, add>>::run;
@@ -205,13 +385,19 @@ struct Convolution {
     int padding[2], stride[2], dilation[2], mode;
 };
 
-// [N, C, H, W] in the format's order.
+// [N, C, H, W], each with its step.
 struct Map {
-    int type, format, dims[4];
-    size_t at(size_t n, size_t c, size_t h, size_t w) const {
-        const size_t C = dims[1], H = dims[2], W = dims[3];
-        return format == 1 ? ((n * H + h) * W + w) * C + c : ((n * C + c) * H + h) * W + w;
+    int type, dims[4];
+    long steps[4];
+    Map() = default;
+    Map(int type, int format, int n, int c, int h, int w) : type(type), dims{n, c, h, w}, steps{(long)c * h * w} {
+        const long last[] = {1, (long)w * c, c}, first[] = {(long)h * w, w, 1};
+        std::copy_n(format == 1 ? last : first, 3, steps + 1);
     }
+    size_t at(size_t n, size_t c, size_t h, size_t w) const {
+        return n * steps[0] + c * steps[1] + h * steps[2] + w * steps[3];
+    }
+    bool has_channels_last() const { return dims[1] > 1 && steps[1] == 1; }
     // cudnnDataType: 0 is float, 2 half, 9 bfloat.
     int cuda_type() const { return type == 9 ? 14 : type; }
 };
@@ -402,15 +588,20 @@ int cudnnDestroyFilterDescriptor(void *map) { return delete (Map *)map, OK; }
 int cudnnCreateConvolutionDescriptor(void **convolution) { return *convolution = new Convolution(), OK; }
 int cudnnDestroyConvolutionDescriptor(void *convolution) { return delete (Convolution *)convolution, OK; }
 int cudnnSetTensor4dDescriptor(void *map, int format, int type, int n, int c, int h, int w) {
-    return *(Map *)map = {type, format, {n, c, h, w}}, OK;
+    return *(Map *)map = {type, format, n, c, h, w}, OK;
+}
+int cudnnSetTensor4dDescriptorEx(void *map, int type, int n, int c, int h, int w, int of_n, int of_c, int of_h, int of_w) {
+    auto &own = *(Map *)map = {type, 0, n, c, h, w};
+    const long steps[] = {of_n, of_c, of_h, of_w};
+    return std::copy_n(steps, 4, own.steps), OK;
 }
 int cudnnSetFilter4dDescriptor(void *map, int type, int format, int n, int c, int h, int w) {
-    return *(Map *)map = {type, format, {n, c, h, w}}, OK;
+    return *(Map *)map = {type, format, n, c, h, w}, OK;
 }
 int cudnnSetConvolution2dDescriptor(void *convolution, int pad_h, int pad_w, int stride_h, int stride_w, int dilation_h,
                                     int dilation_w, int mode, int) {
     *(Convolution *)convolution = {{pad_h, pad_w}, {stride_h, stride_w}, {dilation_h, dilation_w}, mode};
-    return mode == 1 && dilation_h == 1 && dilation_w == 1 ? OK : INVALID;  // not turned around
+    return mode == 1 ? OK : INVALID;  // not turned around
 }
 int cudnnSetConvolutionMathType(void *, int) { return OK; }
 struct Performance {
@@ -424,7 +615,7 @@ int cudnnGetConvolutionForwardAlgorithm_v7(void *, void *, void *, void *, void 
     found->algorithm = 1;
     // cuDNN does not do everything with channels last; here it does no maps of three.
     const auto &Y = *(Map *)of_y;
-    if (Y.format == 1 && Y.dims[1] == 3) found->status = 3000;
+    if (Y.has_channels_last() && Y.dims[1] == 3) found->status = 3000;
     return *count = 1, OK;
 }
 int cudnnGetConvolutionForwardWorkspaceSize(void *, void *, void *, void *, void *, int, size_t *bytes) {
@@ -436,7 +627,9 @@ int cudnnConvolutionForward(void *, const void *alpha, void *of_x, const void *x
     const auto &own = *(Convolution *)of_convolution;
     const bool ready = algorithm == 1 && workspace && bytes == 4096 && *(float *)alpha == 1.0f && *(float *)beta == 0.0f;
     if (!ready || X.type != W.type || X.type != Y.type || !is_known(X.cuda_type())) return 3;
-    const auto side = [&](int i) { return (X.dims[2 + i] + 2 * own.padding[i] - W.dims[2 + i]) / own.stride[i] + 1; };
+    const auto side = [&](int i) {
+        return (X.dims[2 + i] + 2 * own.padding[i] - own.dilation[i] * (W.dims[2 + i] - 1) - 1) / own.stride[i] + 1;
+    };
     const bool fits = X.dims[1] == W.dims[1] && Y.dims[0] == X.dims[0] && Y.dims[1] == W.dims[0];
     if (!fits || Y.dims[2] != side(0) || Y.dims[3] != side(1)) return 3;
     // Both with channels last.
@@ -457,8 +650,8 @@ int cudnnConvolutionForward(void *, const void *alpha, void *of_x, const void *x
                     double sum = 0;
                     for (int r = 0; r < W.dims[2]; ++r)
                         for (int s = 0; s < W.dims[3]; ++s) {
-                            const int at_h = h * own.stride[0] + r - own.padding[0];
-                            const int at_w = v * own.stride[1] + s - own.padding[1];
+                            const int at_h = h * own.stride[0] + r * own.dilation[0] - own.padding[0];
+                            const int at_w = v * own.stride[1] + s * own.dilation[1] - own.padding[1];
                             if (at_h < 0 || at_w < 0 || at_h >= X.dims[2] || at_w >= X.dims[3]) continue;
                             sum += dot(&pixels[(((size_t)n * X.dims[2] + at_h) * X.dims[3] + at_w) * channels],
                                        &weights[(((size_t)k * W.dims[2] + r) * W.dims[3] + s) * channels], channels);

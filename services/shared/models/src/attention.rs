@@ -1,7 +1,7 @@
 //! Scaled dot-product attention (Vaswani et al. 2017) that never holds a large score matrix.
 
 use candle_core::{D, DType, IndexOp, Result, Tensor};
-use candle_nn::{VarBuilder, ops::softmax_last_dim};
+use candle_nn::VarBuilder;
 
 use crate::{
     autograd::{self, slices},
@@ -53,7 +53,7 @@ impl Attention {
             upcast: false,
             joined: None,
         };
-        if matches!(bias, Bias::Output) && width == context && cuda::wanted(attention.weight().device()) {
+        if matches!(bias, Bias::Output) && width == context && cuda::wanted(&[attention.weight()]) {
             attention.join(width)?;
         }
         Ok(attention)
@@ -239,7 +239,7 @@ fn attend(q: &Tensor, keys: &[[Tensor; 2]], heads: usize, score_bytes: usize) ->
         for row in (0..rows).step_by(rows_at_once) {
             let q = q.narrow(1, row, rows_at_once.min(rows - row))?;
             let scores = q.matmul(&k)?.to_dtype(DType::F32)?;
-            let weights = softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
+            let weights = autograd::softmax(&scores)?.to_dtype(v.dtype())?;
             parts.push(weights.matmul(&v)?.transpose(0, 1)?.flatten_from(D::Minus2)?);
         }
     }

@@ -52,7 +52,7 @@ impl Conv2d {
                 Ok((none, packed)) => (none, Some(Arc::new(packed))),
                 Err(weight) => (weight, None),
             };
-        let weight = match cuda::wanted(weight.device()) {
+        let weight = match cuda::wanted(&[&weight]) {
             true => weight.permute((0, 2, 3, 1))?.contiguous()?,
             false => weight,
         };
@@ -64,9 +64,9 @@ impl Conv2d {
         self.packed.is_some() || self.is_on_gpu()
     }
 
-    /// Whether it is on an NVIDIA GPU, where the layers around it are others.
+    /// Whether it serves on an NVIDIA GPU, where the layers around it are others.
     pub(crate) fn is_on_gpu(&self) -> bool {
-        cuda::wanted(self.weight.device())
+        cuda::wanted(&[&self.weight])
     }
 
     /// On an NVIDIA GPU, what it makes of `x` with its bias and as many `others` as results added, or without either.
@@ -230,8 +230,13 @@ impl Conv2d {
 
     fn by_tensor_operations(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, _, height, width) = x.dims4()?;
+        if self.weight.track_op() && [self.stride, self.padding] == [2, 1] {
+            // candle's gradient takes both sides for even, or both for odd: padded so that both are odd, it is right.
+            let x = x.pad_with_zeros(2, 1, height % 2)?.pad_with_zeros(3, 1, width % 2)?;
+            return x.conv2d(&self.weight, 0, 2, 1, 1)?.broadcast_add(&self.bias);
+        }
         let rows = self.rows_per_band(x)?;
-        if self.stride != 1 || rows >= height {
+        if self.stride != 1 || rows >= height || self.weight.track_op() {
             return self.whole(x)?.broadcast_add(&self.bias);
         }
         let out = Tensor::zeros((batch, self.weight.dim(0)?, height, width), x.dtype(), x.device())?;

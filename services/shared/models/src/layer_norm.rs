@@ -57,8 +57,12 @@ impl Module for LayerNorm {
             #[expect(clippy::cast_possible_truncation, reason = "an epsilon")]
             (Some(_), Some(bias)) => autograd::layer_norm(x, [weight, bias], self.eps as f32),
             #[expect(clippy::cast_possible_truncation, reason = "an epsilon")]
-            (None, Some(bias)) if cuda::wanted(x.device()) => {
+            (None, Some(bias)) if cuda::wanted(&[weight]) => {
                 cuda::layer_norm(x, [weight, bias], self.eps as f32)
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "an epsilon")]
+            (None, Some(bias)) if weight.track_op() => {
+                candle_nn::ops::layer_norm_slow(x, weight, bias, self.eps as f32)
             }
             _ => self.layer.forward(x),
         }

@@ -81,7 +81,7 @@ pub(crate) fn linear_of_pixels(input: usize, output: usize, vb: &VarBuilder<'_>)
 impl Linear {
     /// `[B, in]` to `[B, out]`, where each row is an item of a batch of its own.
     pub(crate) fn forward_each(&self, x: &Tensor) -> Result<Tensor> {
-        let whole = self.packed.is_some() || cuda::wanted(x.device());
+        let whole = self.packed.is_some() || cuda::wanted(&[x, self.layer.weight()]);
         if whole || autograd::wanted(&[x, self.layer.weight()]).is_some() {
             self.forward(x)
         } else {
@@ -91,7 +91,7 @@ impl Linear {
 
     /// [`Linear::forward`] with as many `others` as results added.
     pub(crate) fn forward_onto(&self, x: &Tensor, others: &Tensor) -> Result<Tensor> {
-        if cuda::wanted(x.device()) {
+        if cuda::wanted(&[x, self.layer.weight()]) {
             return cuda::linear(x, self.layer.weight(), self.layer.bias(), Some(others));
         }
         others + self.forward(x)?
@@ -118,7 +118,9 @@ impl Module for Linear {
         }
         match autograd::wanted(&[x, self.layer.weight()]) {
             Some(precision) => autograd::linear(x, self.layer.weight(), self.layer.bias(), precision),
-            None if cuda::wanted(x.device()) => cuda::linear(x, self.layer.weight(), self.layer.bias(), None),
+            None if cuda::wanted(&[x, self.layer.weight()]) => {
+                cuda::linear(x, self.layer.weight(), self.layer.bias(), None)
+            }
             None if x.rank() > 2 => self.by_item(x),
             None => self.layer.forward(x),
         }

@@ -80,15 +80,17 @@ impl GroupNorm {
         let (dtype, x) = (x.dtype(), x.contiguous()?);
         let op = GroupNormOp { num_groups: self.num_groups, eps: self.eps, then };
         match x.device() {
-            Device::Cuda(_) => cuda::group_norm(&x, None, self.affine(), self.groups(), then == Then::Silu),
+            Device::Cuda(_) if cuda::wanted(&[&self.weight]) => {
+                cuda::group_norm(&x, None, self.affine(), self.groups(), then == Then::Silu)
+            }
             Device::Cpu => {
                 x.to_dtype(DType::F32)?.apply_op3_no_bwd(&self.weight, &self.bias, &op)?.to_dtype(dtype)
             }
-            Device::Metal(_) => self.by_tensor_operations(&x.to_dtype(DType::F32)?, then)?.to_dtype(dtype),
+            _ => self.by_tensor_operations(&x.to_dtype(DType::F32)?, then)?.to_dtype(dtype),
         }
     }
 
-    /// The same without a kernel, for devices that have none.
+    /// The same without a kernel, for devices that have none, and on NVIDIA GPUs for training.
     fn by_tensor_operations(&self, x: &Tensor, then: Then) -> Result<Tensor> {
         let (batch, channels) = (x.dim(0)?, x.dim(1)?);
         let groups = x.reshape((batch, self.num_groups, ()))?;

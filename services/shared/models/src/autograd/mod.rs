@@ -1,4 +1,4 @@
-//! The layers' differentiable paths, for training on the CPU.
+//! The layers' differentiable paths, for training on the CPU. On a GPU layers are trained by candle's operations, with channels first.
 //!
 //! The kernels that serve have no gradients. A layer takes its path here where its weights or its input are part of a
 //! graph (candle's `Var`s), or where a [`Scope`] asks for it; the result is the same within rounding, which each file's
@@ -28,7 +28,7 @@ use std::cell::Cell;
 
 pub(crate) use activation::{gelu, quick_gelu};
 pub(crate) use attention::attend;
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 pub(crate) use conv::conv2d;
 pub(crate) use linear::linear;
 pub(crate) use norm::{group_norm, layer_norm};
@@ -69,6 +69,11 @@ impl Drop for Scope {
     }
 }
 
+/// The softmax of the last dimension: by one kernel, which has no gradient, where none may be asked for.
+pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
+    if x.track_op() { candle_nn::ops::softmax(x, D::Minus1) } else { candle_nn::ops::softmax_last_dim(x) }
+}
+
 /// `[B, M, N]` to `[B, N, M]`, contiguous.
 pub(crate) fn exchanged(x: &Tensor) -> Result<Tensor> {
     match wanted(&[x]) {
@@ -81,13 +86,26 @@ pub(crate) fn exchanged(x: &Tensor) -> Result<Tensor> {
 pub(crate) fn upsampled(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     match wanted(&[x]) {
         Some(_) => rearrange::upsample(x, height, width),
+        None if x.track_op() => {
+            // candle's own has a gradient for whole factors alone, and odd sides are not doubled.
+            let nearest = |dim: usize, size: usize| {
+                let side = x.dim(dim)?;
+                let places = (0..size).map(|i| u32::try_from(i * side / size));
+                let places = places.collect::<std::result::Result<Vec<_>, _>>()?;
+                Tensor::from_vec(places, size, x.device())
+            };
+            x.index_select(&nearest(2, height)?, 2)?.index_select(&nearest(3, width)?, 3)
+        }
         None => x.upsample_nearest2d(height, width),
     }
 }
 
 /// The precision to compute differentiably in, if a gradient may be asked for: `tensors` are a layer's input and
-/// weights.
+/// weights. On a GPU candle's own operations have gradients.
 pub(crate) fn wanted(tensors: &[&Tensor]) -> Option<Precision> {
+    if tensors.iter().any(|tensor| !tensor.device().is_cpu()) {
+        return None;
+    }
     match PRECISION.get() {
         Some(precision) => Some(precision),
         None => tensors.iter().any(|t| t.track_op()).then(Precision::default),

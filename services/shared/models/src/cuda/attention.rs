@@ -12,7 +12,7 @@ use candle_core::{
 };
 use half::{bf16, f16};
 
-use super::{Element, device, ptx, room, tensor};
+use super::{Element, device, has_no_gradient, ptx, room, tensor};
 
 const SOURCE: &str = concat!(include_str!("instructions.cu"), include_str!("attention.cu"));
 /// Widths of a head that the kernel is made for.
@@ -38,6 +38,7 @@ unsafe impl DeviceRepr for Items {}
 /// `softmax(q k^T / sqrt(d)) v` for each head: `q` `[B, S, heads * d]` and each item's `k` and `v` `[T, heads * d]`, whose rows may
 /// lie apart, to `[B, S, heads * d]`. `None` where the kernel does not take the type, the width of a head or the device.
 pub(crate) fn attend(q: &Tensor, keys: &[[Tensor; 2]], heads: usize) -> Result<Option<Tensor>> {
+    has_no_gradient(q)?;
     match q.dtype() {
         DType::F16 => attend_of::<f16>(q, keys, heads),
         DType::BF16 => attend_of::<bf16>(q, keys, heads),

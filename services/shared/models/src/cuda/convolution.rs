@@ -18,7 +18,7 @@ use candle_core::{
 };
 use half::{bf16, f16};
 
-use super::{Element, add_onto, by_type, device, elements, room, tensor};
+use super::{Element, add_onto, by_type, device, elements, has_no_gradient, room, tensor};
 
 thread_local! {
     /// By the stream.
@@ -46,6 +46,7 @@ pub(crate) fn conv2d(
     [bias, others]: [Option<&Tensor>; 2],
     [stride, padding]: [usize; 2],
 ) -> Result<Tensor> {
+    has_no_gradient(x)?;
     let x = x.contiguous()?;
     match by_type!(x.dtype(), conv2d_of(&x, weight, [bias, others], [stride, padding]))? {
         Some(y) => Ok(y),
@@ -122,10 +123,13 @@ fn conv2d_of<T: Element>(
         let mut workspace: Option<CudaSlice<u8>> = (size > 0).then(|| room(device, size)).transpose()?;
         // SAFETY: x, weight and y have as many elements of T as their descriptors tell, and the workspace what the library asked
         // for.
-        unsafe {
-            forward.launch(algorithm, workspace.as_mut(), (T::one(), T::zero()), &x, &weight, &mut y)?;
+        let launched = unsafe {
+            forward.launch(algorithm, workspace.as_mut(), (T::one(), T::zero()), &x, &weight, &mut y)
+        };
+        if launched.is_err() {
+            *plan = None;
         }
-        Ok::<_, Error>(true)
+        Ok::<_, Error>(launched.is_ok())
     })?;
     if !done {
         return Ok(None);

@@ -103,9 +103,18 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// Whether layers on this device are computed here.
-pub(crate) fn wanted(device: &Device) -> bool {
-    device.is_cuda()
+/// Whether a layer is computed here, whose input and weights these are: on a GPU, and without a gradient, which candle's own operations
+/// have there.
+pub(crate) fn wanted(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| tensor.device().is_cuda() && !tensor.track_op())
+}
+
+/// An error where a gradient would end unseen: of what is trained, that goes through a layer that is not.
+fn has_no_gradient(x: &Tensor) -> Result<()> {
+    if x.track_op() {
+        bail!("on a GPU no gradient goes through a layer whose weights are not trained");
+    }
+    Ok(())
 }
 
 /// A source compiled with its definitions, as the driver takes it; no two sources have the same.
@@ -191,6 +200,7 @@ pub(crate) fn group_norm(
     groups: (usize, f32),
     silu: bool,
 ) -> Result<Tensor> {
+    has_no_gradient(x)?;
     by_type!(x.dtype(), group_norm_of(x, shift, affine, groups, silu))
 }
 
@@ -267,6 +277,7 @@ fn group_norm_of<T: Element>(
 
 /// Rows of `x` `[.., C]` normalized; `weight` and `bias` `[C]` in the same type.
 pub(crate) fn layer_norm(x: &Tensor, affine: [&Tensor; 2], eps: f32) -> Result<Tensor> {
+    has_no_gradient(x)?;
     by_type!(x.dtype(), layer_norm_of(x, affine, eps))
 }
 
@@ -294,6 +305,7 @@ fn layer_norm_of<T: Element>(x: &Tensor, [weight, bias]: [&Tensor; 2], eps: f32)
 
 /// `x` `[.., 2 * width]` to `[.., width]`: values times the GELU of their gates.
 pub(crate) fn geglu(x: &Tensor) -> Result<Tensor> {
+    has_no_gradient(x)?;
     by_type!(x.dtype(), geglu_of(x))
 }
 
@@ -346,6 +358,7 @@ fn add_onto<T: Element>(
 
 /// `x` `[B, H, W, C]` made as large as `height` and `width`, each pixel by its nearest.
 pub(crate) fn upsampled(x: &Tensor, size: [usize; 2]) -> Result<Tensor> {
+    has_no_gradient(x)?;
     by_type!(x.dtype(), upsampled_of(x, size))
 }
 

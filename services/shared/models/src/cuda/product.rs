@@ -21,7 +21,7 @@ use candle_core::{
 };
 use half::{bf16, f16};
 
-use super::{Element, address, by_type, device, elements, room, tensor};
+use super::{Element, address, by_type, device, elements, has_no_gradient, room, tensor};
 
 /// What the library may use on the way, as NVIDIA advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
@@ -33,7 +33,7 @@ thread_local! {
     static LIBRARIES: RefCell<HashMap<usize, Library>> = RefCell::default();
 }
 
-/// A handle of this thread, and how to go about each kind of product that it has met. Both stay for as long as the thread.
+/// A handle of this thread, and how to go about each kind of product that it has met. They are given back with the process.
 struct Library {
     handle: sys::cublasLtHandle_t,
     workspace: CudaSlice<u8>,
@@ -68,6 +68,7 @@ pub(crate) fn linear(
     bias: Option<&Tensor>,
     others: Option<&Tensor>,
 ) -> Result<Tensor> {
+    has_no_gradient(x)?;
     by_type!(x.dtype(), linear_of(x, weight, bias, others))
 }
 
@@ -121,7 +122,7 @@ fn linear_of<T: Element>(
         };
         let plan = match plans.get(&kind) {
             Some(plan) => plan,
-            None => plans.entry(kind).or_insert(Plan::new(*handle, kind)?),
+            None => plans.entry(kind).or_insert(Plan::new(*handle, kind, bias_)?),
         };
         let (one, beta) = (1.0_f32, if kind.others { 1.0_f32 } else { 0.0 });
         let others = if kind.others { others_ } else { y_ };
@@ -177,7 +178,7 @@ impl Library {
 
 impl Plan {
     /// The library counts by columns: what it is told is that y turned is the weight by x turned.
-    fn new(handle: sys::cublasLtHandle_t, kind: Kind) -> Result<Self> {
+    fn new(handle: sys::cublasLtHandle_t, kind: Kind, bias_at: u64) -> Result<Self> {
         let Kind { dtype, rows, inputs, outputs, bias, others: _, aligned } = kind;
         let data = match dtype {
             DType::F16 => sys::cudaDataType_t::CUDA_R_16F,
@@ -193,6 +194,7 @@ impl Plan {
         let (turned, with_bias) = (1_i32, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS);
         let attributes = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
         let epilogue = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE;
+        let pointer = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
         let room = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         let alignments = [
             sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
@@ -207,6 +209,7 @@ impl Plan {
             if bias {
                 set(description, epilogue, (&raw const with_bias).cast(), size_of_val(&with_bias))
                     .map_err(failed)?;
+                set(description, pointer, (&raw const bias_at).cast(), size_of::<u64>()).map_err(failed)?;
             }
             let preference = result::create_matmul_pref().map_err(failed)?;
             let (size, set) = (WORKSPACE, result::set_matmul_pref_attribute);

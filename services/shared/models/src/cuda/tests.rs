@@ -1,16 +1,17 @@
 //! Each layer on a GPU beside the same on the CPU, and whole networks. They need a GPU, and are asked for by name:
 //! `cargo test --features cuda -- --ignored cuda::`.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use candle_core::IndexOp;
-use candle_nn::VarBuilder;
+use candle_core::{IndexOp, Var};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
 use super::*;
 use crate::{
     seeded,
+    text::{ClipTextConfig, ClipTextModel},
     unet::{AddedConditioning, Unet, UnetConfig},
-    vae::{VaeConfig, VaeDecoder, VaeEncoder},
+    vae::{Autoencoder, VaeConfig, VaeDecoder, VaeEncoder},
 };
 
 /// What rounding to a type may come to, of all values together.
@@ -292,13 +293,17 @@ fn a_unet_equals_that_of_the_cpu() {
     }
 }
 
-#[test]
-#[ignore = "needs a GPU"]
-fn an_autoencoder_equals_that_of_the_cpu() {
+fn vae_config() -> VaeConfig {
     let text = r#"{"block_out_channels": [32, 64], "norm_num_groups": 8, "scaling_factor": 0.5,
         "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
         "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"]}"#;
-    let (gpu, config) = (gpu(), VaeConfig::from_json(text, Path::new("config.json")).unwrap());
+    VaeConfig::from_json(text, Path::new("config.json")).unwrap()
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn an_autoencoder_equals_that_of_the_cpu() {
+    let (gpu, config) = (gpu(), vae_config());
     let (latents, images) = (draw(&[2, 4, 9, 6]), draw(&[2, 3, 18, 12]));
     let on = |vb: &VarBuilder<'_>, device: &Device| {
         let (decoder, encoder) =
@@ -313,4 +318,113 @@ fn an_autoencoder_equals_that_of_the_cpu() {
         near(&got[0], &right[0], within, &format!("decoder in {dtype:?}"));
         near(&got[1], &right[1], 1e-5, "encoder, which is in f32");
     }
+}
+
+/// Weights that learn, on the CPU, and copies of them on a device, through which gradients flow back.
+#[derive(Clone)]
+struct Learning {
+    variables: Arc<Mutex<BTreeMap<String, Var>>>,
+}
+
+impl SimpleBackend for Learning {
+    fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let mut variables = self.variables.lock().unwrap();
+        let variable = match variables.get(name) {
+            Some(variable) => variable.clone(),
+            None => {
+                let variable = Var::from_tensor(&seeded::weights().get(s, name)?)?;
+                variables.insert(name.to_owned(), variable.clone());
+                variable
+            }
+        };
+        variable.to_dtype(dtype)?.to_device(device)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        bail!("{name} has no shape to draw")
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+/// Every gradient of a loss on a GPU beside the same on the CPU.
+fn learns_alike(what: &str, loss: impl Fn(&VarBuilder<'_>, &Device) -> Tensor) {
+    let (gpu, learning) = (gpu(), Learning { variables: Arc::default() });
+    let gradients = |device: &Device| {
+        let vb = VarBuilder::from_backend(Box::new(learning.clone()), DType::F32, device.clone());
+        loss(&vb, device).backward().unwrap()
+    };
+    let (right, got) = (gradients(&Device::Cpu), gradients(&gpu));
+    let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    let variables = learning.variables.lock().unwrap().clone();
+    let greatest = variables.values().filter_map(|v| right.get(v)).map(norm).fold(0.0, f32::max);
+    for (name, variable) in &variables {
+        let Some(right) = right.get(variable) else {
+            assert!(got.get(variable).is_none(), "{what} has a gradient of {name}");
+            continue;
+        };
+        let got = got.get(variable).unwrap_or_else(|| panic!("{what} has no gradient of {name}"));
+        assert!(got.device().is_cpu(), "{name}");
+        // Some are nothing but what rounding leaves.
+        if norm(right) > 1e-5 * greatest || norm(got) > 1e-5 * greatest {
+            near(got, right, 2e-4, &format!("{what}'s gradient of {name}"));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_unet_learns_as_on_the_cpu() {
+    let (sample, states) = (draw(&[2, 4, 7, 10]), draw(&[2, 7, 48])); // of an odd side
+    let (text_embeds, time_ids) = (draw(&[2, 32]), draw(&[2, 6]));
+    learns_alike("a UNet", |vb, device| {
+        let on = |x: &Tensor| x.to_device(device).unwrap();
+        let unet = Unet::new(vb, &unet_config()).unwrap();
+        let added = AddedConditioning { text_embeds: on(&text_embeds), time_ids: on(&time_ids) };
+        let predicted = unet.forward(&on(&sample), &[500.0, 20.0], &on(&states), &added).unwrap();
+        predicted.sqr().unwrap().mean_all().unwrap()
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn an_autoencoder_learns_as_on_the_cpu() {
+    let images = draw(&[2, 3, 12, 8]);
+    learns_alike("an autoencoder", |vb, device| {
+        let network = Autoencoder::new(vb, &vae_config()).unwrap();
+        let images = images.to_device(device).unwrap();
+        let (mean, logvar) = network.moments(&images).unwrap();
+        let apart = (network.reconstruct(&mean).unwrap() - images).unwrap();
+        (apart.abs().unwrap().mean_all().unwrap() + logvar.exp().unwrap().mean_all().unwrap()).unwrap()
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_text_encoder_learns_as_on_the_cpu() {
+    for act in ["quick_gelu", "gelu"] {
+        let text = format!(
+            r#"{{"vocab_size": 30, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "max_position_embeddings": 9, "projection_dim": 16, "hidden_act": "{act}"}}"#
+        );
+        let config = ClipTextConfig::from_json(&text, Path::new("config.json")).unwrap();
+        let ids = [vec![3, 7, 1, 29, 2, 2, 2, 2, 2], vec![3, 9, 9, 29, 2, 2, 2, 2, 2]];
+        learns_alike("a text encoder", |vb, _| {
+            let said = ClipTextModel::new(vb, &config, true).unwrap().forward(&ids, 0).unwrap();
+            let pooled = said.text_embeds.unwrap().sqr().unwrap().mean_all().unwrap();
+            (said.hidden_states.sqr().unwrap().mean_all().unwrap() + pooled).unwrap()
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn no_gradient_ends_unseen() {
+    let gpu = gpu();
+    let weight = draw(&[6, 8, 3, 3]).to_device(&gpu).unwrap();
+    let x = Var::from_tensor(&draw(&[1, 4, 4, 8]).to_device(&gpu).unwrap()).unwrap();
+    let error = conv2d(&x, &last(&weight), [None, None], [1, 1]).unwrap_err().to_string();
+    assert!(error.contains("no gradient goes through"), "{error}");
 }

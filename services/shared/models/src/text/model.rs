@@ -2,7 +2,7 @@
 //! compute it: pre-norm, causal mask only, padding not masked. Fields are named as in the safetensors files.
 
 use candle_core::{D, DType, Device, IndexOp, Module, Tensor};
-use candle_nn::{Embedding, VarBuilder, embedding, ops::softmax_last_dim};
+use candle_nn::{Embedding, VarBuilder, embedding};
 
 use super::config::{ClipTextConfig, HiddenAct};
 use crate::{
@@ -267,7 +267,8 @@ impl SelfAttention {
         let q = (split(self.q_proj.forward(x)?)? * ((c / heads) as f64).powf(-0.5))?;
         let k = split(self.k_proj.forward(x)?)?;
         let v = split(self.v_proj.forward(x)?)?;
-        let weights = softmax_last_dim(&q.matmul(&k.transpose(D::Minus2, D::Minus1)?)?.broadcast_add(mask)?)?;
+        let weights =
+            autograd::softmax(&q.matmul(&k.transpose(D::Minus2, D::Minus1)?)?.broadcast_add(mask)?)?;
         self.out_proj.forward(&weights.matmul(&v)?.transpose(1, 2)?.reshape((b, s, c))?)
     }
 }

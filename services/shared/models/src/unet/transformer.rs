@@ -85,7 +85,7 @@ impl BasicTransformerBlock {
             let inputs = [x, &prompt::joined(prompts)?];
             return autograd::transformer_block(inputs, &tensors, self.attn1.heads(), eps, precision);
         }
-        if cuda::wanted(x.device()) {
+        if cuda::wanted(&[self.attn1.weight()]) {
             return self.forward_on_gpu(x, prompts);
         }
         let normed = x.apply(&self.norm1)?;
@@ -205,7 +205,7 @@ impl Transformer2DModel {
             }
             return autograd::pixels_out(&hidden, x, proj_out, precision);
         }
-        if cuda::wanted(x.device()) {
+        if cuda::wanted(&[self.proj_in.weight()]) {
             let (batch, height, width, channels) = x.dims4()?;
             let pixels = self.norm.forward(x)?.reshape((batch, height * width, channels))?;
             let mut hidden = pixels.apply(&self.proj_in)?;

@@ -1,6 +1,6 @@
 //! Both halves as one network that can be trained.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{Posterior, VaeConfig, check_images, check_latents, decoder::Decoder, encoder::Encoder};
@@ -12,6 +12,7 @@ use crate::ModelError;
 pub struct Autoencoder {
     config: VaeConfig,
     dtype: DType,
+    device: Device,
     encoder: Encoder,
     decoder: Decoder,
 }
@@ -25,6 +26,7 @@ impl Autoencoder {
     pub fn new(vb: &VarBuilder<'_>, config: &VaeConfig) -> Result<Self, ModelError> {
         Ok(Self {
             dtype: vb.dtype(),
+            device: vb.device().clone(),
             encoder: Encoder::load(vb, config)?,
             decoder: Decoder::load(vb, config)?,
             config: config.clone(),
@@ -35,6 +37,12 @@ impl Autoencoder {
     #[must_use]
     pub fn config(&self) -> &VaeConfig {
         &self.config
+    }
+
+    /// Where its weights lie.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Mean and logarithm of the variance, within -30..=20, of the latents of `images` `[B, 3, H, W]` in -1..1: each

@@ -46,7 +46,7 @@ impl MidAttention {
         if let Some(y) = self.packed(x)? {
             return Ok(y);
         }
-        if cuda::wanted(x.device()) {
+        if cuda::wanted(&[self.attention.weight()]) {
             let (batch, height, width, channels) = x.dims4()?;
             let pixels = self.group_norm.forward(x)?.reshape((batch, height * width, channels))?;
             return self.attention.attend_to_self_onto(&pixels, x)?.reshape(x.shape());
