@@ -3,14 +3,8 @@
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../.." && pwd)"
 venv="$root/.cache/bench-venv"
-wanted="torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 openvino==2026.4.1 accelerate==1.15.0 safetensors==0.8.0"
-if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
-    "$root/integration-tests/python/setup.sh" # installs python3-venv where it is missing
-    python3 -m venv "$venv"
-    # shellcheck disable=SC2086
-    "$venv/bin/pip" install --quiet $wanted
-    echo "$wanted" > "$venv/installed"
-fi
+"$root/integration-tests/python/venv.sh" "$venv" \
+    torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 openvino==2026.4.1 accelerate==1.15.0 safetensors==0.8.0
 cd "$root"
 cargo build --release --workspace --bins
 SDXL_BENCH_PYTHON="$venv/bin/python" cargo bench --workspace --bench full_size -- "$@"

@@ -4,14 +4,8 @@
 set -euo pipefail
 root="$(cd "$(dirname "$0")/../../.." && pwd)"
 folder="$root/target/cuda/bench" venv="$root/.cache/cuda-venv"
-wanted="torch==2.11.0 diffusers==0.42.1 transformers==5.17.0 accelerate==1.15.0 safetensors==0.8.0"
-if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
-    "$root/integration-tests/python/setup.sh" # installs python3-venv where it is missing
-    python3 -m venv "$venv"
-    # shellcheck disable=SC2086
-    "$venv/bin/pip" install --quiet $wanted
-    echo "$wanted" > "$venv/installed"
-fi
+"$root/integration-tests/python/venv.sh" "$venv" \
+    torch==2.11.0 diffusers==0.42.1 transformers==5.17.0 accelerate==1.15.0 safetensors==0.8.0
 cd "$root"
 if [ ! -e "$folder/base/done" ]; then
     cargo build --release --workspace --bins

@@ -195,6 +195,7 @@ fn a_gpu_trains_as_the_cpu_does() {
         ["vae", "vae_decoder", "base", "refiner"].map(|part| losses(&out.join(part)))
     });
     println!("{cpu:?}\n{gpu:?}");
+    assert_ne!(cpu, gpu, "a GPU rounds otherwise: it was not one that computed");
     for (cpu, gpu) in cpu.iter().flatten().zip(gpu.iter().flatten()) {
         assert!((cpu - gpu).abs() <= 1e-3 * cpu, "{gpu} for {cpu}");
     }

@@ -69,15 +69,13 @@ impl Conv2d {
         cuda::wanted(&[&self.weight])
     }
 
-    /// On an NVIDIA GPU, what it makes of `x` with its bias and as many `others` as results added, or without either.
-    fn on_gpu(&self, x: &Tensor, added: Option<Option<&Tensor>>) -> Result<Tensor> {
+    /// [`Conv2d::forward`] on an NVIDIA GPU, with as many `others` as results added.
+    fn on_gpu(&self, x: &Tensor, others: Option<&Tensor>) -> Result<Tensor> {
         let bias = self.gpu_bias()?;
-        let [bias, others] = [added.map(|_| &bias), added.flatten()];
-        if self.weight.dim(1)? == 1 && self.stride == 1 && added.is_some() {
-            let weight = self.weight.flatten_from(1)?;
-            return cuda::linear(x, &weight, bias, others);
+        if self.weight.dim(1)? == 1 && self.stride == 1 {
+            return cuda::linear(x, &self.weight.flatten_from(1)?, Some(&bias), others);
         }
-        cuda::conv2d(x, &self.weight, [bias, others], [self.stride, self.padding])
+        cuda::conv2d(x, &self.weight, [Some(&bias), others], [self.stride, self.padding])
     }
 
     /// `[C_out]`.
@@ -87,12 +85,13 @@ impl Conv2d {
 
     /// [`Conv2d::forward`] on an NVIDIA GPU, without its bias, which is given beside it as `[1, C_out]`.
     pub(crate) fn forward_bare(&self, x: &Tensor) -> Result<[Tensor; 2]> {
-        Ok([self.on_gpu(x, None)?, self.gpu_bias()?.unsqueeze(0)?])
+        let bare = cuda::conv2d(x, &self.weight, [None, None], [self.stride, self.padding])?;
+        Ok([bare, self.gpu_bias()?.unsqueeze(0)?])
     }
 
     /// [`Conv2d::forward`] on an NVIDIA GPU, with as many `others` as results added.
     pub(crate) fn forward_onto(&self, x: &Tensor, others: &Tensor) -> Result<Tensor> {
-        self.on_gpu(x, Some(Some(others)))
+        self.on_gpu(x, Some(others))
     }
 
     /// Loads a 3 x 3 convolution that halves the size, rounding up.
@@ -180,7 +179,7 @@ impl Conv2d {
             return packed.forward(&self.source(&[x], None), None, None);
         }
         if self.is_on_gpu() {
-            return self.on_gpu(x, Some(None));
+            return self.on_gpu(x, None);
         }
         if let Some(precision) = autograd::wanted(&[x, &self.weight]) {
             let bias = self.bias.flatten_all()?;

@@ -369,12 +369,11 @@ fn upsampled_of<T: Element>(x: &Tensor, [to_height, to_width]: [usize; 2]) -> Re
     let stream = device.cuda_stream();
     let x = elements::<T>(&x, x_layout)?;
     let y = room::<T>(device, batch * to_height * to_width * channels)?;
-    let sizes = [height, width, to_height, to_width, channels].map(u32::try_from);
+    let sizes = [height, width, to_height, to_width, channels].into_iter().map(u32::try_from);
+    let sizes = sizes.collect::<std::result::Result<Vec<_>, _>>()?;
     let function = kernel::<T>(device, "upsample", channels)?;
     let mut builder = stream.launch_builder(&function);
     builder.arg(&x).arg(&y);
-    let [height, width, to_height_, to_width_, channels_] = sizes;
-    let sizes = [height?, width?, to_height_?, to_width_?, channels_?];
     for size in &sizes {
         builder.arg(size);
     }
