@@ -15,6 +15,9 @@ use std::{
 /// The number formats that can be compared.
 pub(crate) const DTYPES: [&str; 2] = ["f32", "bf16"];
 
+/// Turns of each side.
+pub(crate) const TURNS: u32 = 3;
+
 /// What one side made of the inputs.
 #[derive(Debug)]
 pub(crate) struct Side {
@@ -26,6 +29,18 @@ pub(crate) struct Side {
     /// What computing takes beside the weights, where it is known.
     pub(crate) activations_mib: f64,
     pub(crate) outputs: HashMap<String, Vec<f32>>,
+}
+
+impl Side {
+    /// The better times and the greater memory of it and another turn.
+    fn improve(&mut self, turn: &Self) {
+        eprintln!("    {:.4} s, {:.4} s in another turn", self.best_s, turn.best_s);
+        self.outputs.clone_from(&turn.outputs);
+        self.first_s = self.first_s.min(turn.first_s);
+        self.best_s = self.best_s.min(turn.best_s);
+        self.peak_mib = self.peak_mib.max(turn.peak_mib);
+        self.activations_mib = self.activations_mib.max(turn.activations_mib);
+    }
 }
 
 /// All sides in one number format, or why there is none of a side.
@@ -54,19 +69,35 @@ pub(crate) struct Work<'a> {
     pub(crate) folder: &'a Path,
     /// A name for files that are made.
     pub(crate) name: &'static str,
+    /// Of one turn.
     pub(crate) runs: u32,
+    /// How often each side has its turn: what a shared machine can do changes within minutes.
+    pub(crate) turns: u32,
 }
 
 impl Work<'_> {
-    /// Runs all sides in turn on the inputs that were written to [`Self::inputs`].
+    /// Runs all sides in turn on the inputs that were written to [`Self::inputs`]; the best of all turns counts.
     pub(crate) fn run(
         &self,
         dtype: &'static str,
         peers: &Peers,
-        ours: impl FnOnce(&str) -> Result<Side, String>,
+        ours: impl Fn(&str) -> Result<Side, String>,
     ) -> Sides {
         eprintln!("{} in {dtype}", self.name);
-        Sides { dtype, all: [ours(dtype), self.torch(dtype, peers), self.openvino(dtype, peers)] }
+        let sides: [&dyn Fn() -> Result<Side, String>; 3] =
+            [&|| ours(dtype), &|| self.torch(dtype, peers), &|| self.openvino(dtype, peers)];
+        let mut all = sides.map(|side| side());
+        for _ in 1..self.turns {
+            for (side, turn) in all.iter_mut().zip(sides) {
+                // One that failed is not asked again.
+                let Ok(before) = side else { continue };
+                match turn() {
+                    Ok(next) => before.improve(&next),
+                    Err(why) => *side = Err(why),
+                }
+            }
+        }
+        Sides { dtype, all }
     }
 
     /// Where the peers find their inputs.

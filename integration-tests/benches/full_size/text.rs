@@ -2,7 +2,7 @@
 
 use crate::{
     checkpoint, inputs,
-    network::{self, Side, Work},
+    network::{self, Side, TURNS, Work},
     peer::Peers,
     stage::{Stage, seconds},
     table::{Row, Table, Tables},
@@ -17,7 +17,7 @@ const TARGET: f64 = 0.90;
 
 pub(crate) fn run(peers: &Peers) -> Tables {
     let folder = checkpoint::full_size();
-    let work = Work { part: "text", folder: &folder, name: "text", runs: 10 };
+    let work = Work { part: "text", folder: &folder, name: "text", runs: 10, turns: TURNS };
     inputs::write(&work.inputs(), &[], &[("prompts", PROMPTS.join("\n"))]);
     let sides: Vec<_> =
         peers.dtypes().map(|dtype| work.run(dtype, peers, |dtype| ours(&folder, dtype, work.runs))).collect();

@@ -3,7 +3,7 @@
 use crate::{
     checkpoint,
     inputs::{self, Values},
-    network::{self, Side, Sides, Work},
+    network::{self, Side, Sides, TURNS, Work},
     peer::Peers,
     stage::{Stage, seconds},
     table::{Row, Table, Tables},
@@ -19,7 +19,7 @@ const TARGET: f64 = 0.80;
 
 pub(crate) fn run(peers: &Peers) -> Tables {
     let folder = checkpoint::full_size();
-    let work = Work { part: "vae", folder: &folder, name: "vae", runs: 3 };
+    let work = Work { part: "vae", folder: &folder, name: "vae", runs: 3, turns: TURNS };
     let latents = Values::noise(4, &[4, SIDE, SIDE], 1.0);
     let batch = Values { shape: vec![1, 4, SIDE, SIDE], values: latents.values.clone() };
     inputs::write(&work.inputs(), &[("latents", &batch)], &[]);

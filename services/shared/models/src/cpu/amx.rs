@@ -318,36 +318,37 @@ pub(crate) fn interleave(first: &[f32], second: &[f32], out: &mut [u32], panel: 
 /// Transposes a matrix of 16 x 16 words: `from` row by row at `from_stride`, `to` likewise.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn transpose(from: &[u32], from_stride: usize, to: &mut [u32], to_stride: usize) {
-    assert!(from.len() >= 15 * from_stride + 16 && to.len() >= 15 * to_stride + 16);
-    // SAFETY: the assertion keeps all 16 rows of 16 words within their slices.
-    unsafe {
-        let row = |i: usize| _mm512_loadu_si512(from.as_ptr().add(i * from_stride).cast());
-        let r: [__m512i; 16] = std::array::from_fn(row);
-        let t: [__m512i; 16] = std::array::from_fn(|i| {
-            let (a, b) = (r[i & !1], r[i | 1]);
-            if i & 1 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
-        });
-        let u: [__m512i; 16] = std::array::from_fn(|i| {
-            let (a, b) = (t[(i & !3) + (i >> 1 & 1)], t[(i & !3) + (i >> 1 & 1) + 2]);
-            if i & 1 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
-        });
-        // `u[4g + j]` holds columns j, j + 4, j + 8, j + 12 of rows 4g to 4g + 3.
-        for j in 0..4 {
-            let low = _mm512_shuffle_i32x4::<0x88>(u[j], u[4 + j]);
-            let high = _mm512_shuffle_i32x4::<0xdd>(u[j], u[4 + j]);
-            let low_2 = _mm512_shuffle_i32x4::<0x88>(u[8 + j], u[12 + j]);
-            let high_2 = _mm512_shuffle_i32x4::<0xdd>(u[8 + j], u[12 + j]);
-            let columns = [
-                _mm512_shuffle_i32x4::<0x88>(low, low_2),
-                _mm512_shuffle_i32x4::<0x88>(high, high_2),
-                _mm512_shuffle_i32x4::<0xdd>(low, low_2),
-                _mm512_shuffle_i32x4::<0xdd>(high, high_2),
-            ];
-            for (i, column) in columns.into_iter().enumerate() {
-                _mm512_storeu_si512(to.as_mut_ptr().add((4 * i + j) * to_stride).cast(), column);
-            }
-        }
+    assert!(to.len() >= 15 * to_stride + 16);
+    for (i, column) in columns(from, from_stride).into_iter().enumerate() {
+        // SAFETY: the assertion keeps all 16 rows of 16 words within their slice.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().add(i * to_stride).cast(), column) };
     }
+}
+
+/// The columns of a matrix of 16 x 16 words, row by row at `stride`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn columns(from: &[u32], stride: usize) -> [__m512i; 16] {
+    assert!(from.len() >= 15 * stride + 16);
+    // SAFETY: the assertion keeps all 16 rows of 16 words within their slice.
+    let row = |i: usize| unsafe { _mm512_loadu_si512(from.as_ptr().add(i * stride).cast()) };
+    let r: [__m512i; 16] = std::array::from_fn(row);
+    let t: [__m512i; 16] = std::array::from_fn(|i| {
+        let (a, b) = (r[i & !1], r[i | 1]);
+        if i & 1 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
+    });
+    let u: [__m512i; 16] = std::array::from_fn(|i| {
+        let (a, b) = (t[(i & !3) + (i >> 1 & 1)], t[(i & !3) + (i >> 1 & 1) + 2]);
+        if i & 1 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
+    });
+    // `u[4g + j]` holds columns j, j + 4, j + 8, j + 12 of rows 4g to 4g + 3.
+    std::array::from_fn(|column| {
+        let (j, i) = (column % 4, column / 4);
+        let [low, high] = [[u[j], u[4 + j]], [u[8 + j], u[12 + j]]].map(|[a, b]| {
+            if i % 2 == 0 { _mm512_shuffle_i32x4::<0x88>(a, b) } else { _mm512_shuffle_i32x4::<0xdd>(a, b) }
+        });
+        if i < 2 { _mm512_shuffle_i32x4::<0x88>(low, high) } else { _mm512_shuffle_i32x4::<0xdd>(low, high) }
+    })
 }
 
 #[cfg(test)]

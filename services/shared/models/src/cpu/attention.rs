@@ -5,11 +5,12 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use super::{
-    element::Element,
+    element::{Element, as_numbers},
     operand::Operand,
     packed::turn_from,
     product::{LANES, Left, Right, SIDE, SLACK, Segment, block},
     target::Target,
+    turned::{self, HIGH, turn},
     wide::{folded, wide},
 };
 use crate::autograd::{activation::exp, scratch::Scratch};
@@ -184,7 +185,7 @@ pub(crate) fn attend(queries: Queries<'_>, keys: &[&Keys]) -> Result<Operand> {
     {
         bail!("{} rows of queries do not fit the keys of {} items", q.rows, of.len());
     }
-    let mut out = Operand::stale(element, q.rows, heads * width);
+    let mut out = Operand::stale(element, q.rows, heads * width).of_items(of.len());
     let stride = out.stride;
     // Heads of an odd width would share words.
     let mut numbers =
@@ -194,12 +195,20 @@ pub(crate) fn attend(queries: Queries<'_>, keys: &[&Keys]) -> Result<Operand> {
     }
     let target = Target::new(&mut out.words);
     let plain = numbers.as_mut().map(|numbers| Target::new(numbers));
-    let blocks = rows.div_ceil(SIDE);
-    (0..of.len() * heads * blocks).into_par_iter().for_each(|task| {
-        let (at, row) = (task / blocks, task % blocks * SIDE);
+    // Rows that kernels are best at.
+    let high = match element {
+        Element::F32 => 2 * HIGH,
+        Element::Bf16 => SIDE,
+    };
+    let blocks = rows.div_ceil(high);
+    (0..of.len() * heads * blocks).into_par_iter().with_max_len(1).for_each(|task| {
+        let (at, row) = (task / blocks, task % blocks * high);
         let ((keys, item), head) = (of[at / heads], at % heads);
-        let place = Place { item: at / heads, rows: [row, SIDE.min(rows - row)], head, of: rows };
-        let lines = one_block(queries, keys, (item, place));
+        let place = Place { item: at / heads, rows: [row, high.min(rows - row)], head, of: rows };
+        let lines = match element {
+            Element::F32 => one_block_of_f32(queries, keys, (item, place)),
+            Element::Bf16 => one_block(queries, keys, (item, place)),
+        };
         for (i, line) in lines.chunks_exact(width.next_multiple_of(LANES)).enumerate().take(place.rows[1]) {
             let at = place.item * rows + row + i;
             match plain {
@@ -211,7 +220,7 @@ pub(crate) fn attend(queries: Queries<'_>, keys: &[&Keys]) -> Result<Operand> {
         }
     });
     Ok(match numbers {
-        Some(numbers) => Operand::new(element, &numbers, heads * width),
+        Some(numbers) => Operand::new(element, &numbers, heads * width).of_items(of.len()),
         None => out,
     })
 }
@@ -291,6 +300,60 @@ fn one_block(queries: Queries<'_>, keys: &Keys, (item, place): (usize, Place)) -
             (&mut out[panel * LANES..], wide),
             false,
         );
+    }
+    for (line, sum) in out.chunks_exact_mut(wide).zip(sums).take(count) {
+        scale(line, 1.0 / sum);
+    }
+    out
+}
+
+/// [`one_block`] of f32, whose rows are turned.
+fn one_block_of_f32(queries: Queries<'_>, keys: &Keys, (item, place): (usize, Place)) -> Scratch<f32> {
+    let Keys { element, heads, tokens, width, .. } = *keys;
+    let (by_token, by_number) = Keys::panels(element, tokens, width);
+    let Place { rows: [row, count], head, .. } = place;
+    let (q, from) = (queries.rows, place.item * place.of + row);
+    let at = from * q.stride + head * width;
+    let head = item * heads + head;
+    let keys_of = &keys.keys[head * by_token.len()..][..by_token.len()];
+    let values_of = &keys.values[head * by_number.len()..][..by_number.len()];
+    // Keys that no row of the block sees need no scores.
+    let seen = if queries.causal { (row + count).min(tokens) } else { tokens };
+    let columns = seen.next_multiple_of(LANES);
+    let (wide, deepest) = (width.next_multiple_of(LANES), turned::parts(seen).map(|(_, deep)| deep).max());
+    let mut left = Scratch::<f32>::stale(2 * HIGH * width.max(deepest.unwrap_or(0)));
+    let each = || (0..count).step_by(HIGH).map(|row| (row, HIGH.min(count - row)));
+
+    // Two rows more than there are: what turns them reads so many.
+    let mut scores = Scratch::<f32>::stale((2 * HIGH + 2) * columns);
+    for ((row, rows), left) in each().zip(left.chunks_exact_mut(HIGH * width)) {
+        turn((&as_numbers(&q.words)[at + row * q.stride..], q.stride), [rows, width], left);
+        for panel in (0..columns / LANES).step_by(2) {
+            let panels = (columns / LANES - panel).min(2);
+            let right = Right { words: &keys_of[panel * by_token.panel..], panel: by_token.panel };
+            let out = (&mut scores[row * columns + panel * LANES..], columns);
+            turned::block((left, rows), (right, panels), width, out, false);
+        }
+    }
+    // Weights, not yet divided by their sums.
+    let mut sums = [0.0; 2 * HIGH];
+    for (i, (scores, sum)) in scores.chunks_exact_mut(columns).zip(&mut sums).enumerate().take(count) {
+        let own = if queries.causal { (row + i + 1).min(tokens) } else { tokens };
+        *sum = exponentials(&mut scores[..own], queries.scale);
+        scores[own..].fill(0.0);
+    }
+    let mut out = Scratch::<f32>::stale(2 * HIGH * wide);
+    for (from, deep) in turned::parts(seen) {
+        for ((row, rows), left) in each().zip(left.chunks_exact_mut(HIGH * deep)) {
+            turn((&scores[row * columns + from..], columns), [rows, deep], left);
+            for panel in (0..by_number.count).step_by(2) {
+                let panels = (by_number.count - panel).min(2);
+                let words = &values_of[panel * by_number.panel + from * LANES..];
+                let right = Right { words, panel: by_number.panel };
+                let out = (&mut out[row * wide + panel * LANES..], wide);
+                turned::block((left, rows), (right, panels), deep, out, from > 0);
+            }
+        }
     }
     for (line, sum) in out.chunks_exact_mut(wide).zip(sums).take(count) {
         scale(line, 1.0 / sum);

@@ -1,15 +1,17 @@
 //! Blocks of products with AVX-512, of f32 and, where the processor multiplies them, of bf16.
 #![expect(unsafe_code, reason = "vector intrinsics; see `block`")]
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use super::{
+    amx,
     element::Element,
     product::{LANES, Left, Right, Segment},
+    turned::HIGH,
 };
 
 /// Rows whose sums are held in registers at once, with two vectors a row.
-pub(super) const ROWS: usize = 14;
+pub(super) const ROWS: usize = HIGH;
 
 /// [`super::product::block`] on vectors.
 pub(super) fn block(
@@ -156,3 +158,111 @@ rows!(
         )
     }
 );
+
+/// [`super::turned::block`] on vectors.
+pub(super) fn turned_block(
+    (left, rows): (&[f32], usize),
+    (right, panels): (Right<'_>, usize),
+    depth: usize,
+    (out, stride): (&mut [f32], usize),
+    accumulate: bool,
+) {
+    assert!((1..=2).contains(&panels) && (1..=HIGH).contains(&rows) && HIGH * depth <= left.len());
+    assert!((panels - 1) * right.panel + depth * LANES <= right.words.len());
+    assert!((rows - 1) * stride + panels * LANES <= out.len());
+    macro_rules! with_rows {
+        ($($rows:literal)*) => {
+            match (rows, panels) {
+                // SAFETY: `isa` has found the instructions. The assertions keep `depth` vectors of each panel and as many
+                // times `HIGH` numbers within their slices, and the result likewise.
+                $(
+                    ($rows, 1) => unsafe { turned_rows::<$rows, 1>(left, right, depth, (out, stride), accumulate) },
+                    ($rows, _) => unsafe { turned_rows::<$rows, 2>(left, right, depth, (out, stride), accumulate) },
+                )*
+                _ => unreachable!("at most {HIGH} rows"),
+            }
+        };
+    }
+    with_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+}
+
+/// # Safety
+/// As said in [`turned_block`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+unsafe fn turned_rows<const R: usize, const P: usize>(
+    left: &[f32],
+    right: Right<'_>,
+    depth: usize,
+    (out, stride): (&mut [f32], usize),
+    accumulate: bool,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); P]; R];
+        if accumulate {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (p, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_loadu_ps(out.as_ptr().add(r * stride + p * LANES));
+                }
+            }
+        }
+        // Plain loops and wrapping sums, as above.
+        let mut row = left.as_ptr();
+        let mut column: *const f32 = right.words.as_ptr().cast();
+        let end = row.wrapping_add(HIGH.wrapping_mul(depth));
+        while row != end {
+            let mut columns = [_mm512_setzero_ps(); P];
+            let mut p = 0;
+            while p < P {
+                columns[p] = _mm512_loadu_ps(column.wrapping_add(p.wrapping_mul(right.panel)));
+                p = p.wrapping_add(1);
+            }
+            macro_rules! rows {
+                ($($r:literal)*) => {
+                    $(
+                        if $r < R && $r % 2 == 0 {
+                            let number = _mm512_set1_ps(row.wrapping_add($r).read());
+                            let mut p = 0;
+                            while p < P {
+                                sums[$r][p] = _mm512_fmadd_ps(number, columns[p], sums[$r][p]);
+                                p = p.wrapping_add(1);
+                            }
+                        } else if $r < R {
+                            let mut p = 0;
+                            while p < P {
+                                asm!(
+                                    "vfmadd231ps {sum}, {column}, dword ptr [{row} + {at}]{{1to16}}",
+                                    sum = inout(zmm_reg) sums[$r][p],
+                                    column = in(zmm_reg) columns[p],
+                                    row = in(reg) row,
+                                    at = const 4 * $r,
+                                    options(pure, readonly, nostack)
+                                );
+                                p = p.wrapping_add(1);
+                            }
+                        }
+                    )*
+                };
+            }
+            rows!(0 1 2 3 4 5 6 7 8 9 10 11 12 13);
+            row = row.wrapping_add(HIGH);
+            column = column.wrapping_add(LANES);
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (p, sum) in sums.iter().enumerate() {
+                _mm512_storeu_ps(out.as_mut_ptr().add(r * stride + p * LANES), *sum);
+            }
+        }
+    }
+}
+
+/// Sixteen numbers of [`HIGH`] rows, `stride` apart and with two more behind them, to `[16, HIGH]`.
+#[target_feature(enable = "avx512f")]
+pub(super) fn turn(rows: &[u32], stride: usize, out: &mut [[f32; HIGH]; LANES]) {
+    for (out, column) in out.iter_mut().zip(amx::columns(rows, stride)) {
+        // SAFETY: as many as the mask has are written.
+        unsafe {
+            _mm512_mask_storeu_ps(out.as_mut_ptr(), (1 << HIGH) - 1, _mm512_castsi512_ps(column));
+        }
+    }
+}

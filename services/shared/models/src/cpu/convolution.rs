@@ -11,6 +11,7 @@ use super::{
     packed::{Order, Packed, Weight},
     product::{Pixels, SLACK, Space, multiply},
     target::Target,
+    turned::{self, Rows},
     winograd::{self, KERNEL, Pictures, Results, Tile},
 };
 use crate::autograd::{scratch::Scratch, slices};
@@ -189,6 +190,10 @@ impl Convolution {
             for (x, out) in out[before * pixel..(before + width) * pixel].chunks_exact_mut(pixel).enumerate()
             {
                 let from_x = x * from_width / width;
+                if from_width == width {
+                    element.made(&mut line, out, |line| gather(parts, row + x, own, line));
+                    continue;
+                }
                 if last != Some(from_x) {
                     gather(parts, row + from_x, own, &mut line);
                     last = Some(from_x);
@@ -227,6 +232,15 @@ impl Convolution {
             winograd::convolve(tile, pictures, &self.weight, &results);
             return Ok(());
         }
+        let finish = Finish { to: To::Numbers { out, onto }, bias: Some(&self.bias), shift };
+        let each_pixel = self.kernel == 1 && (lattice.height, lattice.width) == (height, width);
+        if each_pixel && self.weight.element == Element::F32 && shift.is_none() {
+            let numbers = as_numbers(&lattice.words);
+            let (item, stride) = (height * width, lattice.pixel);
+            let rows = Rows { numbers, count: lattice.items * item, stride, item };
+            turned::multiply(rows, &self.weight, &finish);
+            return Ok(());
+        }
         let line = lattice.width * lattice.pixel;
         let space = Space::Pixels(Pixels {
             items: lattice.items,
@@ -238,14 +252,7 @@ impl Convolution {
         });
         let tap = |tap: usize| tap / self.kernel * line + tap % self.kernel * lattice.pixel;
         let shifts: Vec<usize> = (0..self.kernel * self.kernel).map(tap).collect();
-        let to = To::Numbers { out, onto };
-        multiply(
-            &lattice.words,
-            &space,
-            &shifts,
-            &self.weight,
-            &Finish { to, bias: Some(&self.bias), shift },
-        );
+        multiply(&lattice.words, &space, &shifts, &self.weight, &finish);
         Ok(())
     }
 }

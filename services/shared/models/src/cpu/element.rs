@@ -22,6 +22,18 @@ impl Element {
         }
     }
 
+    /// What `make` gives for a row, rounded into `out` as [`Element::round`] does; made in `line` where it cannot be in place.
+    #[inline]
+    pub(super) fn made(self, line: &mut [f32], out: &mut [u32], make: impl FnOnce(&mut [f32])) {
+        match self {
+            Self::F32 => make(&mut as_numbers_mut(out)[..line.len()]),
+            Self::Bf16 => {
+                make(line);
+                self.round(line, out);
+            }
+        }
+    }
+
     /// Rounds `row` into `out`, which has at least as many words as [`Element::words`] says; what is beyond is zero.
     pub(super) fn round(self, row: &[f32], out: &mut [u32]) {
         match self {
@@ -53,6 +65,12 @@ pub(super) fn as_words(numbers: &[f32]) -> &[u32] {
 pub(super) fn as_numbers(words: &[u32]) -> &[f32] {
     // SAFETY: of one size and alignment, and all bits are f32.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+}
+
+/// The same, to be written.
+pub(super) fn as_numbers_mut(words: &mut [u32]) -> &mut [f32] {
+    // SAFETY: as in `as_numbers`; all f32 are bits.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
 }
 
 /// Words as the halves that they are made of, in memory's order.

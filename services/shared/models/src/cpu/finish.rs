@@ -1,10 +1,8 @@
 //! What becomes of a block of sums.
 #![expect(unsafe_code, reason = "threads write different parts of one result; see `Finish::block`")]
 
-#[cfg(target_arch = "x86_64")]
-use super::{amx, element::halves_mut};
 use super::{
-    element::Element,
+    element::{Element, as_numbers_mut},
     packed::{Order, Packed},
     product::{Block, LANES, SIDE},
     target::Target,
@@ -78,31 +76,33 @@ impl Finish<'_> {
                 let shift = self.shift.map(|shift| &shift[at.item * stride + column..][..width]);
                 numbers((sums, bias, shift), at, (out, onto), [stride, column, width]);
             }
-            To::Factors { out, stride, element, activation } => {
+            To::Factors { out, stride, element: Element::F32, activation } => {
+                let width = SIDE.min(weight.columns - column);
+                activate((sums, bias), [at.first, at.rows, width], activation, (out, stride, column));
+            }
+            To::Gated { out, stride, element: Element::F32 } => {
+                debug_assert_eq!(weight.order, Order::Halves);
+                let column = column / 2;
+                let width = LANES.min(weight.columns / 2 - column);
+                gate((sums, bias), [at.first, at.rows, width], (out, stride, column));
+            }
+            To::Factors { out, stride, element: element @ Element::Bf16, activation } => {
                 let width = SIDE.min(weight.columns - column);
                 let mut lines = [0.0; SIDE * SIDE];
                 activated((sums, bias), [at.rows, width], activation, &mut lines);
                 let end = if column + SIDE >= weight.columns { stride } else { element.words(column + SIDE) };
-                factors(&lines, [at.first, at.rows, width], (out, stride), element, column, end);
+                factors(&lines, [at.first, at.rows, width], (out, stride), [column / 2, end]);
             }
-            To::Gated { out, stride, element } => {
+            To::Gated { out, stride, element: Element::Bf16 } => {
                 debug_assert_eq!(weight.order, Order::Halves);
                 let (all, column) = (weight.columns / 2, column / 2);
                 let width = LANES.min(all - column);
                 let mut lines = [0.0; SIDE * SIDE];
                 gated((sums, bias), [at.rows, width], &mut lines);
-                let end = if column + LANES >= all { stride } else { element_end(element, column + LANES) };
-                factors(&lines, [at.first, at.rows, width], (out, stride), element, column, end);
+                let end = if column + LANES >= all { stride } else { (column + LANES) / 2 };
+                factors(&lines, [at.first, at.rows, width], (out, stride), [column / 2, end]);
             }
         }
-    }
-}
-
-/// Words before the number `at`, a multiple of 16.
-fn element_end(element: Element, at: usize) -> usize {
-    match element {
-        Element::F32 => at,
-        Element::Bf16 => at / 2,
     }
 }
 
@@ -133,6 +133,68 @@ wide! {
                 (_, Some(before)) => (0..width).for_each(|c| out[c] = before[c] + (line[c] + added[c])),
                 _ => (0..width).for_each(|c| out[c] = line[c] + added[c]),
             }
+        }
+    }
+}
+
+/// Writes `$value` of each `$c` of a line of `$width`: in a loop of its own where it is whole, so that it is made vectors of.
+macro_rules! each_number {
+    ($out:expr, $width:expr, $whole:ident, |$c:ident| $value:expr) => {
+        if let Some(out) = $out.first_chunk_mut::<{ $whole }>() {
+            for $c in 0..$whole {
+                out[$c] = $value;
+            }
+        } else {
+            for $c in 0..$width {
+                $out[$c] = $value;
+            }
+        }
+    };
+}
+
+wide! {
+    /// Through an activation to rows of f32, from `column` on.
+    fn activate(
+        from: (&[f32; SIDE * SIDE], &[f32]),
+        sizes: [usize; 3],
+        activation: Activation,
+        to: (Target<'_, u32>, usize, usize),
+    ) {
+        let ((sums, bias), [first, rows, width], (out, stride, column)) = (from, sizes, to);
+        let mut added = [0.0; SIDE];
+        added[..bias.len()].copy_from_slice(bias);
+        for (i, line) in sums.as_chunks::<SIDE>().0.iter().enumerate().take(rows) {
+            // SAFETY: as in `numbers`.
+            let out = as_numbers_mut(unsafe { out.part((first + i) * stride + column, width) });
+            match activation {
+                Activation::Nothing => each_number!(out, width, SIDE, |c| line[c] + added[c]),
+                Activation::Silu => each_number!(out, width, SIDE, |c| Activation::Silu.of(line[c] + added[c])),
+                Activation::Gelu => each_number!(out, width, SIDE, |c| Activation::Gelu.of(line[c] + added[c])),
+                Activation::QuickGelu => {
+                    each_number!(out, width, SIDE, |c| Activation::QuickGelu.of(line[c] + added[c]));
+                }
+            }
+        }
+    }
+}
+
+wide! {
+    /// Values times their gates' GELU to rows of f32, from `column` on.
+    fn gate(
+        from: (&[f32; SIDE * SIDE], &[f32]),
+        sizes: [usize; 3],
+        to: (Target<'_, u32>, usize, usize),
+    ) {
+        let ((sums, bias), [first, rows, width], (out, stride, column)) = (from, sizes, to);
+        let mut added = [0.0; SIDE];
+        added[..bias.len()].copy_from_slice(bias);
+        let gated = |line: &[f32; SIDE], c: usize| {
+            (line[c] + added[c]) * Activation::Gelu.of(line[LANES + c] + added[LANES + c])
+        };
+        for (i, line) in sums.as_chunks::<SIDE>().0.iter().enumerate().take(rows) {
+            // SAFETY: as in `numbers`.
+            let out = as_numbers_mut(unsafe { out.part((first + i) * stride + column, width) });
+            each_number!(out, width, LANES, |c| gated(line, c));
         }
     }
 }
@@ -183,38 +245,17 @@ wide! {
     }
 }
 
-/// Rounds `rows` lines of `width` numbers to words of the result from the number `column` on, up to the word `end` of
-/// each row, zeros beyond the numbers.
+/// Rounds `rows` lines of `width` numbers to bf16, to the words `start..end` of each row of the result, zeros beyond the
+/// numbers.
 fn factors(
     lines: &[f32; SIDE * SIDE],
     [first, rows, width]: [usize; 3],
     (out, stride): (Target<'_, u32>, usize),
-    element: Element,
-    column: usize,
-    end: usize,
+    [start, end]: [usize; 2],
 ) {
-    let start = element_end(element, column);
-    let lines = lines.as_chunks::<SIDE>().0.iter().take(rows).enumerate();
-    match element {
-        Element::F32 => {
-            for (i, line) in lines {
-                // SAFETY: as in `numbers`.
-                let out = unsafe { out.part((first + i) * stride + start, end - start) };
-                element.round(&line[..width], out);
-            }
-        }
-        Element::Bf16 => {
-            #[cfg(target_arch = "x86_64")]
-            for (i, line) in lines {
-                // SAFETY: as in `numbers`.
-                let out = unsafe { out.part((first + i) * stride + start, end - start) };
-                let halves = halves_mut(out);
-                // SAFETY: this element is only made where the instructions are.
-                unsafe { amx::round(&line[..width], halves) };
-                if halves.len() > width {
-                    halves[width..].fill(0);
-                }
-            }
-        }
+    for (i, line) in lines.as_chunks::<SIDE>().0.iter().take(rows).enumerate() {
+        // SAFETY: as in `numbers`.
+        let out = unsafe { out.part((first + i) * stride + start, end - start) };
+        Element::Bf16.round(&line[..width], out);
     }
 }

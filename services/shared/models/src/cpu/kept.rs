@@ -58,6 +58,49 @@ impl Kept {
             Self::Bf16 => widen_bf16(halves(kept), out),
         }
     }
+
+    /// The first of `parts`, all of which were narrowed, taken from the next, and that from the next: bits of f32.
+    pub(super) fn differences(self, parts: &[&[u32]], out: &mut [u32]) {
+        assert!(parts.iter().all(|part| part.len() == self.words(out.len())));
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::F16 && isa::best() == isa::Isa::Avx512 {
+            // SAFETY: `isa` has found the instructions.
+            unsafe {
+                match *parts {
+                    [a, b] => return differences_f16_avx512([a, b].map(halves), out),
+                    [a, b, c] => return differences_f16_avx512([a, b, c].map(halves), out),
+                    [a, b, c, d] => return differences_f16_avx512([a, b, c, d].map(halves), out),
+                    _ => {}
+                }
+            }
+        }
+        self.differences_plain(parts, out);
+    }
+
+    fn differences_plain(self, parts: &[&[u32]], out: &mut [u32]) {
+        let mut next = [0; BLOCK];
+        for (at, out) in out.chunks_mut(BLOCK).enumerate() {
+            let of = |part: &[u32], out: &mut [u32]| {
+                self.widen(&part[self.words(at * BLOCK)..][..self.words(out.len())], out);
+            };
+            let next = &mut next[..out.len()];
+            for (i, part) in parts.iter().enumerate() {
+                if i == 0 {
+                    of(part, out);
+                } else {
+                    of(part, next);
+                    take_from(next, out);
+                }
+            }
+        }
+    }
+}
+
+wide! {
+    fn take_from(numbers: &[u32], out: &mut [u32]) {
+        let difference = |a: u32, b: u32| (f32::from_bits(a) - f32::from_bits(b)).to_bits();
+        out.iter_mut().zip(numbers).for_each(|(out, number)| *out = difference(*number, *out));
+    }
 }
 
 fn narrow_f16(words: &[u32], out: &mut [u16]) {
@@ -128,6 +171,25 @@ fn widen_f16_avx512(kept: &[u16], out: &mut [u32]) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn differences_f16_avx512<const PARTS: usize>(parts: [&[u16]; PARTS], out: &mut [u32]) {
+    let parts = parts.map(|part| part.as_chunks::<LANES>().0);
+    for (at, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        // SAFETY: all are as long as what is read and written.
+        unsafe {
+            let number = |part: usize| _mm512_cvtph_ps(_mm256_loadu_si256(parts[part][at].as_ptr().cast()));
+            let mut sum = number(0);
+            let mut part = 1;
+            while part < PARTS {
+                sum = _mm512_sub_ps(number(part), sum);
+                part += 1;
+            }
+            _mm512_storeu_ps(out.as_mut_ptr().cast(), sum);
+        }
+    }
+}
+
 /// Words of sixteen columns, two halves in each, to rows of all first halves and of all second ones.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
@@ -148,6 +210,40 @@ mod tests {
     use half::bf16;
 
     use super::*;
+
+    /// To the last bit, by vectors and by loops, over more than a block of them.
+    #[test]
+    fn differences_are_those_of_what_was_narrowed() {
+        let numbers: Vec<Vec<u32>> = (0..4_u16)
+            .map(|part| {
+                let of = |i: u16| f16::from_bits(i.wrapping_mul(4001 + 2 * part) & 0x3bff | i << 15).to_f32();
+                (0..48 * 16).map(|i| of(i).to_bits()).collect()
+            })
+            .collect();
+        for kept in [Kept::Words, Kept::F16] {
+            let narrowed: Vec<Vec<u32>> = numbers
+                .iter()
+                .map(|words| {
+                    let mut out = vec![0; kept.words(words.len())];
+                    kept.narrow(words, &mut out);
+                    out
+                })
+                .collect();
+            for parts in 1..=4 {
+                let narrowed: Vec<&[u32]> = narrowed[..parts].iter().map(Vec::as_slice).collect();
+                let expected: Vec<u32> = (0..48 * 16)
+                    .map(|i| {
+                        let number = |part: usize| f32::from_bits(numbers[part][i]);
+                        (1..parts).fold(number(0), |sum, part| number(part) - sum).to_bits()
+                    })
+                    .collect();
+                let [mut out, mut plain] = [vec![0; 48 * 16], vec![0; 48 * 16]];
+                kept.differences(&narrowed, &mut out);
+                kept.differences_plain(&narrowed, &mut plain);
+                assert!(out == expected && plain == expected, "{parts} parts as {kept:?}");
+            }
+        }
+    }
 
     type Narrow = fn(&[u32], &mut [u16]);
     type Widen = fn(&[u16], &mut [u32]);

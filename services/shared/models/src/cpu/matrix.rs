@@ -3,12 +3,13 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::{
-    element::Element,
+    element::{Element, as_numbers},
     finish::{Activation, Finish, Onto, To},
     operand::Operand,
     packed::{Order, Packed, Weight},
-    product::{LANES, Space, multiply},
+    product::{self, LANES, Space},
     target::Target,
+    turned::{self, Rows},
 };
 use crate::autograd::slices;
 
@@ -85,6 +86,7 @@ impl Matrix {
     /// `[rows, K]` to factors of the next product, through an activation.
     pub(crate) fn factors(&self, rows: &Operand, activation: Activation) -> Operand {
         let mut result = Operand::stale(self.weight.element, rows.rows, self.weight.columns);
+        result.item = rows.item;
         let (element, stride) = (result.element, result.stride);
         self.run(rows, To::Factors { out: Target::new(&mut result.words), stride, element, activation });
         result
@@ -93,6 +95,7 @@ impl Matrix {
     /// `[rows, K]` to factors of the next product: each value times its gate's GELU.
     pub(crate) fn values_by_gates(&self, rows: &Operand) -> Operand {
         let mut result = Operand::stale(self.weight.element, rows.rows, self.outputs());
+        result.item = rows.item;
         let (element, stride) = (result.element, result.stride);
         self.run(rows, To::Gated { out: Target::new(&mut result.words), stride, element });
         result
@@ -100,14 +103,18 @@ impl Matrix {
 
     fn run(&self, rows: &Operand, to: To<'_>) {
         assert_eq!((rows.element, rows.width), (self.weight.element, self.weight.inputs));
-        let space = Space::Rows { count: rows.rows, stride: rows.stride };
-        multiply(
-            &rows.words,
-            &space,
-            &[0],
-            &self.weight,
-            &Finish { to, bias: self.bias.as_deref(), shift: None },
-        );
+        let finish = Finish { to, bias: self.bias.as_deref(), shift: None };
+        match self.weight.element {
+            Element::F32 => {
+                let numbers = as_numbers(&rows.words);
+                let rows = Rows { numbers, count: rows.rows, stride: rows.stride, item: rows.item };
+                turned::multiply(rows, &self.weight, &finish);
+            }
+            Element::Bf16 => {
+                let space = Space::Rows { count: rows.rows, stride: rows.stride };
+                product::multiply(&rows.words, &space, &[0], &self.weight, &finish);
+            }
+        }
     }
 
     /// `x` `[.., K]` of any float type to `[.., N]` in f32.

@@ -23,7 +23,9 @@ mod packed;
 mod portable;
 mod product;
 mod room;
+mod strassen;
 mod target;
+mod turned;
 pub(crate) mod wide;
 mod winograd;
 

@@ -118,14 +118,14 @@ impl Normalization {
     pub(crate) fn rows(&self, x: &[f32], sizes: [usize; 2], element: Element) -> Result<Operand> {
         let width = self.weight.len();
         let coefficients = self.coefficients(&[(x, width)], sizes, Then::Nothing)?;
-        let mut operand = Operand::stale(element, sizes[0] * sizes[1], width);
+        let mut operand = Operand::stale(element, sizes[0] * sizes[1], width).of_items(sizes[0]);
         operand.fill(|first, out| {
             let mut line = vec![0.0; width];
             for (row, out) in (first..).zip(out) {
                 let item = row / sizes[1];
                 let Affine { factors, shifts, then } = coefficients.of(item, width);
-                affine(&x[row * width..][..width], [factors, shifts], then, &mut line);
-                element.round(&line, out);
+                let x = &x[row * width..][..width];
+                element.made(&mut line, out, |line| affine(x, [factors, shifts], then, line));
             }
         });
         Ok(operand)
@@ -201,8 +201,7 @@ pub(crate) fn layer_norm(x: &[f32], affine: [&[f32]; 2], eps: f32, element: Elem
     operand.fill(|first, out| {
         let mut line = vec![0.0; width];
         for (x, out) in x[first * width..].chunks_exact(width).zip(out) {
-            normalized(x, affine, eps, &mut line);
-            element.round(&line, out);
+            element.made(&mut line, out, |line| normalized(x, affine, eps, line));
         }
     });
     operand

@@ -17,13 +17,15 @@ pub(crate) struct Operand {
     pub(super) width: usize,
     /// Words from row to row.
     pub(super) stride: usize,
+    /// How many rows at a time are an item's, where that is known: else 1.
+    pub(super) item: usize,
 }
 
 impl Operand {
     /// Left over from some earlier use.
     pub(super) fn stale(element: Element, rows: usize, width: usize) -> Self {
         let stride = element.words(width);
-        Self { words: Scratch::stale((rows + SLACK) * stride), element, rows, width, stride }
+        Self { words: Scratch::stale((rows + SLACK) * stride), element, rows, width, stride, item: 1 }
     }
 
     /// `rows` rounded, each `width` numbers.
@@ -35,6 +37,12 @@ impl Operand {
             }
         });
         operand
+    }
+
+    /// The same of so many items.
+    pub(crate) fn of_items(mut self, items: usize) -> Self {
+        self.item = if self.rows.is_multiple_of(items.max(1)) { self.rows / items.max(1) } else { 1 };
+        self
     }
 
     /// Calls `f` with the number of a first row and the words of it and some that follow, for all rows.

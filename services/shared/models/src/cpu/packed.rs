@@ -16,6 +16,7 @@ use super::{
     kept::Kept,
     product::{LANES, MOST_TAPS, Right},
     room::{Desk, Room},
+    strassen::Quarter,
     wanted, wanted_of,
 };
 use crate::weights::Stored;
@@ -277,6 +278,30 @@ impl Packed {
         assert!(panels * stride <= desk.len(), "a desk for {panels} times {words} words");
         for (kept, out) in kept.chunks(self.panel).zip(desk.chunks_exact_mut(stride)).take(panels) {
             self.kept.widen(&kept[..self.kept.words(words)], &mut out[..words]);
+        }
+        Right { words: desk, panel: stride }
+    }
+
+    /// Sums of quarters of four panels: the first, taken from the next, and that from the next. They are `deep` numbers of
+    /// each half of the sum, from `from` on, in two panels on a desk of as many.
+    pub(super) fn quarters<'a>(
+        &'a self,
+        chain: &[Quarter],
+        four: usize,
+        (from, deep): (usize, usize),
+        desk: &'a mut Option<Desk>,
+    ) -> Right<'a> {
+        let (stride, words) = ((deep + 1) * LANES, deep * LANES);
+        let Some(desk) = desk else { unreachable!("sums are made on a desk") };
+        assert!(2 * stride <= desk.len() && self.taps == 1, "a desk for twice {words} words");
+        for (panel, out) in desk.chunks_exact_mut(stride).enumerate().take(2) {
+            let parts: [&[u32]; 4] = std::array::from_fn(|i| {
+                let quarter = chain[i.min(chain.len() - 1)];
+                let at = self.kept.words((quarter.half * self.depth / 2 + from) * LANES);
+                let panel = 4 * four + 2 * quarter.pair + panel;
+                &self.words[panel * self.panel + at..][..self.kept.words(words)]
+            });
+            self.kept.differences(&parts[..chain.len()], &mut out[..words]);
         }
         Right { words: desk, panel: stride }
     }

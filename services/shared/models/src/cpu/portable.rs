@@ -3,6 +3,7 @@
 use super::{
     element::as_numbers,
     product::{LANES, Left, Right, Segment},
+    turned::HIGH,
     wide::wide,
 };
 
@@ -40,6 +41,44 @@ wide! {
                             let x = line[k];
                             sums.iter_mut().zip(column).for_each(|(sum, y)| *sum = x.mul_add(*y, *sum));
                         }
+                    }
+                }
+                for (r, sums) in sums.iter().enumerate().take(count) {
+                    out[(first + r) * stride + panel * LANES..][..LANES].copy_from_slice(sums);
+                }
+            }
+        }
+    }
+}
+
+wide! {
+    /// [`super::turned::block`].
+    pub(super) fn turned_block(
+        left: (&[f32], usize),
+        right: (Right<'_>, usize),
+        depth: usize,
+        out: (&mut [f32], usize),
+        accumulate: bool,
+    ) {
+        let (((left, rows), (right, panels)), (out, stride)) = ((left, right), out);
+        let lines = &left.as_chunks::<HIGH>().0[..depth];
+        for panel in 0..panels {
+            let columns = &as_numbers(right.words)[panel * right.panel..][..depth * LANES];
+            let columns = columns.as_chunks::<LANES>().0;
+            for first in (0..rows).step_by(ROWS) {
+                // Rows beyond the block's are any of it, and their sums are not stored.
+                let row: [usize; ROWS] = std::array::from_fn(|r| (first + r).min(HIGH - 1));
+                let count = ROWS.min(rows - first);
+                let mut sums = [[0_f32; LANES]; ROWS];
+                if accumulate {
+                    for (r, sums) in sums.iter_mut().enumerate().take(count) {
+                        sums.copy_from_slice(&out[(first + r) * stride + panel * LANES..][..LANES]);
+                    }
+                }
+                for (line, column) in lines.iter().zip(columns) {
+                    for (sums, row) in sums.iter_mut().zip(row) {
+                        let x = line[row];
+                        sums.iter_mut().zip(column).for_each(|(sum, y)| *sum = x.mul_add(*y, *sum));
                     }
                 }
                 for (r, sums) in sums.iter().enumerate().take(count) {

@@ -234,7 +234,7 @@ pub(super) fn multiply(words: &[u32], space: &Space, shifts: &[usize], weight: &
     let down = blocks.div_ceil(tall);
     let parts = parts(weight.depth, shifts);
     let most = parts.iter().map(Part::words).max().unwrap_or(0);
-    (0..down * wide).into_par_iter().for_each(|task| {
+    (0..down * wide).into_par_iter().with_max_len(1).for_each(|task| {
         let rows = task / wide * tall..((task / wide + 1) * tall).min(blocks);
         let across = task % wide;
         let mut sums = Scratch::<f32>::stale(rows.len() * SIDE * SIDE);

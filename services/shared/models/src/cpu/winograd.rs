@@ -11,11 +11,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    element::{Element, as_words},
+    element::Element,
     finish::Onto,
     packed::Packed,
-    product::{self, LANES, Left, Segment},
+    product::LANES,
     target::Target,
+    turned::{self, HIGH},
     wide::wide,
 };
 use crate::autograd::scratch::Scratch;
@@ -282,7 +283,6 @@ pub(super) fn convolve(tile: Tile, pictures: Pictures<'_>, weight: &Packed, resu
     let (down, across) = (results.height.div_ceil(side), results.width.div_ceil(side));
     assert!(pictures.height >= down * side + KERNEL - 1 && pictures.width >= across * side + KERNEL - 1);
     assert_eq!((weight.taps, weight.depth), (tile.points(), weight.inputs));
-    // Others ask `product::block` for room behind the last row.
     assert_eq!(weight.element, Element::F32);
     assert_eq!(
         pictures.numbers.len(),
@@ -316,37 +316,36 @@ pub(super) fn convolve(tile: Tile, pictures: Pictures<'_>, weight: &Packed, resu
 
 /// At each point, rows of tiles by its weights.
 fn products(before: &[f32], tiles: Tiles, weight: &Packed, after: Target<'_, f32>) {
-    let (count, points, high) = (tiles.count, weight.taps, product::high(weight.element));
+    let (count, points) = (tiles.count, weight.taps);
     let enough = (4 * rayon::current_num_threads()).div_ceil(points);
-    let tasks = enough.max((count * tiles.strides[0]).div_ceil(TASK_NUMBERS)).min(count.div_ceil(high));
+    let tasks = enough.max((count * tiles.strides[0]).div_ceil(TASK_NUMBERS)).min(count.div_ceil(HIGH));
     // Whole blocks.
-    let rows = count.div_ceil(tasks).next_multiple_of(high);
+    let rows = count.div_ceil(tasks).next_multiple_of(HIGH);
     let tasks = count.div_ceil(rows);
     let [stride, out_stride] = tiles.strides;
-    (0..points * tasks).into_par_iter().for_each(|task| {
+    (0..points * tasks).into_par_iter().with_max_len(1).for_each(|task| {
         let (point, first) = (task / tasks, task % tasks * rows);
         let count = rows.min(count - first);
         // SAFETY: tasks are of different points or tiles.
         let out = unsafe { after.part(point * tiles.points[1] + first * out_stride, count * out_stride) };
-        let numbers = &before[point * tiles.points[0] + first * stride..][..count * stride];
+        let numbers = &before[point * tiles.points[0] + first * stride..];
+        let blocks = count.div_ceil(HIGH);
+        let mut left = Scratch::<f32>::stale(blocks * HIGH * weight.depth);
         // None: what is mapped is kept as words.
         let mut desk = weight.desk(weight.depth * LANES);
-        for panel in (0..weight.panels()).step_by(2) {
-            let panels = (weight.panels() - panel).min(2);
-            for (i, (from, depth)) in product::pieces(weight.depth).enumerate() {
+        for (from, depth) in turned::parts(weight.depth) {
+            let left = &mut left[blocks * HIGH * from..][..blocks * HIGH * depth];
+            let each = || (0..count).step_by(HIGH).map(|row| (row, HIGH.min(count - row)));
+            for ((row, high), left) in each().zip(left.chunks_exact_mut(HIGH * depth)) {
+                turned::turn((&numbers[row * stride + from..], stride), [high, depth], left);
+            }
+            for panel in (0..weight.panels()).step_by(2) {
+                let panels = (weight.panels() - panel).min(2);
                 let begin = (point * weight.depth + from) * LANES;
                 let right = weight.right((panel, panels), (begin, depth * LANES), &mut desk);
-                let segment = [Segment { a: from, b: 0 }];
-                for row in (0..count).step_by(high) {
-                    let left = Left { words: as_words(&numbers[row * stride..]), stride };
-                    product::block(
-                        weight.element,
-                        (left, high.min(count - row)),
-                        (right, panels),
-                        (&segment, depth),
-                        (&mut out[row * out_stride + panel * LANES..], out_stride),
-                        i > 0,
-                    );
+                for ((row, high), left) in each().zip(left.chunks_exact(HIGH * depth)) {
+                    let out = (&mut out[row * out_stride + panel * LANES..], out_stride);
+                    turned::block((left, high), (right, panels), depth, out, from > 0);
                 }
             }
         }

@@ -115,7 +115,7 @@ impl BasicTransformerBlock {
         };
         let items = prompts.iter().map(|prompt| prompt.items()).sum::<Result<usize>>()?;
         let normed = |norm: &LayerNorm, x: &[f32]| match norm.rows(x, element) {
-            Some(rows) => Ok(rows),
+            Some(rows) => Ok(rows.of_items(items)),
             None => candle_core::bail!("a transformer block is packed as a whole"),
         };
         let rows = normed(&self.norm1, x)?;
@@ -183,7 +183,8 @@ impl Transformer2DModel {
             for block in &self.transformer_blocks {
                 block.forward_packed(&mut hidden, prompts, element)?;
             }
-            proj_out.onto(&Operand::new(element, &hidden, proj_out.inputs()), x, &mut out);
+            let rows = Operand::new(element, &hidden, proj_out.inputs()).of_items(items);
+            proj_out.onto(&rows, x, &mut out);
             Ok(())
         })?;
         Tensor::from_vec(out, x.shape(), x.device()).map(Some)
