@@ -299,7 +299,7 @@ fn parts(depth: usize, shifts: &[usize]) -> Vec<Part> {
                 segments: vec![Segment { a: shift + from, b: 0 }],
                 depth: piece,
             };
-            pieces(depth).map(part).collect::<Vec<_>>()
+            pieces(depth, PART).map(part).collect::<Vec<_>>()
         };
         return shifts.iter().enumerate().flat_map(of).collect();
     }
@@ -312,9 +312,8 @@ fn parts(depth: usize, shifts: &[usize]) -> Vec<Part> {
     shifts.chunks(together).enumerate().map(of).collect()
 }
 
-/// Where pieces of a sum begin, and how deep they are.
-pub(super) fn pieces(depth: usize) -> impl Iterator<Item = (usize, usize)> {
-    // Whole tiles of the matrix unit.
-    let size = depth.div_ceil(depth.div_ceil(PART).max(1)).next_multiple_of(LANES);
+/// Where pieces of a sum begin, and how deep they are: about `most`, and whole tiles of the matrix unit.
+pub(super) fn pieces(depth: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let size = depth.div_ceil(depth.div_ceil(most).max(1)).next_multiple_of(LANES);
     (0..depth).step_by(size.max(1)).map(move |from| (from, size.min(depth - from)))
 }

@@ -12,7 +12,7 @@ use super::{
     finish::Finish,
     packed::Packed,
     portable,
-    product::{Block, LANES, Right, SIDE},
+    product::{self, Block, LANES, Right, SIDE},
     room::Desk,
     strassen,
     target::Target,
@@ -118,8 +118,7 @@ fn at(depth: usize, blocks: usize, term: usize, from: usize, block: usize, deep:
 
 /// Parts of a sum: where each begins, and how many numbers it has.
 pub(super) fn parts(depth: usize) -> impl Iterator<Item = (usize, usize)> {
-    let size = depth.div_ceil(depth.div_ceil(PART).max(1)).next_multiple_of(LANES);
-    (0..depth).step_by(size.max(1)).map(move |from| (from, size.min(depth - from)))
+    product::pieces(depth, PART)
 }
 
 /// `count` rows of `depth` numbers, `stride` apart, to `[depth, HIGH]`; what is beyond them is left as it is or not.
