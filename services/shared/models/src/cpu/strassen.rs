@@ -1,5 +1,5 @@
 //! Fewer products in a product of matrices: seven of quarters in place of eight (Strassen 1969, in Winograd's form with the
-//! fewest sums; arXiv 1705.01252 has it on CPUs).
+//! fewest sums; arXiv 1605.01078 has it on CPUs).
 //!
 //! A quarter has half of the numbers along the sum, every other row and every other pair of panels. A row is so computed
 //! with its neighbour, which must be of the same item: its last bits depend on the other's. Errors are small beside the
@@ -97,18 +97,10 @@ wide! {
     }
 }
 
-/// Sums of terms, rows of [`SIDE`] numbers, to those of twice as many rows: in either pair of panels.
-pub(super) fn results(terms: &[&[f32]; TERMS], out: &mut [[f32; SIDE * SIDE]; 2]) {
-    let [left, right] = out;
-    sums_of_terms(terms, left, right);
-}
-
 wide! {
-    fn sums_of_terms(
-        terms: &[&[f32]; TERMS],
-        left: &mut [f32; SIDE * SIDE],
-        right: &mut [f32; SIDE * SIDE],
-    ) {
+    /// Sums of terms, rows of [`SIDE`] numbers, to those of twice as many rows: in either pair of panels.
+    pub(super) fn results(terms: &[&[f32]; TERMS], out: &mut [[f32; SIDE * SIDE]; 2]) {
+        let [left, right] = out;
         let lines = terms.map(|sums| sums.as_chunks::<SIDE>().0);
         let out = left.as_chunks_mut::<{ 2 * SIDE }>().0.iter_mut().zip(right.as_chunks_mut::<{ 2 * SIDE }>().0);
         for (row, (left, right)) in out.enumerate().take(lines[0].len()) {
