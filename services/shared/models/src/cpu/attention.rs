@@ -5,7 +5,7 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use super::{
-    element::{Element, as_numbers},
+    element::{Element, as_words},
     operand::Operand,
     packed::turn_from,
     product::{LANES, Left, Right, SIDE, SLACK, Segment, block},
@@ -196,19 +196,14 @@ pub(crate) fn attend(queries: Queries<'_>, keys: &[&Keys]) -> Result<Operand> {
     let target = Target::new(&mut out.words);
     let plain = numbers.as_mut().map(|numbers| Target::new(numbers));
     // Rows that kernels are best at.
-    let high = match element {
-        Element::F32 => 2 * HIGH,
-        Element::Bf16 => SIDE,
-    };
+    let high = if turned::suits(element) { 2 * HIGH } else { SIDE };
     let blocks = rows.div_ceil(high);
     (0..of.len() * heads * blocks).into_par_iter().with_max_len(1).for_each(|task| {
         let (at, row) = (task / blocks, task % blocks * high);
         let ((keys, item), head) = (of[at / heads], at % heads);
         let place = Place { item: at / heads, rows: [row, high.min(rows - row)], head, of: rows };
-        let lines = match element {
-            Element::F32 => one_block_of_f32(queries, keys, (item, place)),
-            Element::Bf16 => one_block(queries, keys, (item, place)),
-        };
+        let one_block = if turned::suits(element) { one_block_turned } else { one_block };
+        let lines = one_block(queries, keys, (item, place));
         for (i, line) in lines.chunks_exact(width.next_multiple_of(LANES)).enumerate().take(place.rows[1]) {
             let at = place.item * rows + row + i;
             match plain {
@@ -236,6 +231,28 @@ struct Place {
     of: usize,
 }
 
+/// Numbers of one head of some rows as a product takes them: as they lie, or copied where they are not whole words of it.
+fn lines<'a>(
+    q: &'a Operand,
+    [first, count]: [usize; 2],
+    [at, width]: [usize; 2],
+    copied: &'a mut [u32],
+) -> Left<'a> {
+    let aligned = match q.element {
+        Element::F32 => Some(at),
+        Element::Bf16 => (at.is_multiple_of(2) && width.is_multiple_of(32)).then_some(at / 2),
+    };
+    if let Some(at) = aligned {
+        return Left { words: &q.words[first * q.stride + at..], stride: q.stride };
+    }
+    let depth = q.element.words(width);
+    let mut copy = vec![0; depth];
+    for (i, line) in copied.chunks_exact_mut(depth).enumerate().take(count) {
+        line.copy_from_slice(numbers(q, first + i, [at, width], &mut copy));
+    }
+    Left { words: copied, stride: depth }
+}
+
 /// The result's rows of one head, each padded to whole panels.
 fn one_block(queries: Queries<'_>, keys: &Keys, (item, place): (usize, Place)) -> Scratch<f32> {
     let Keys { element, heads, tokens, width, .. } = *keys;
@@ -247,22 +264,8 @@ fn one_block(queries: Queries<'_>, keys: &Keys, (item, place): (usize, Place)) -
     let keys_of = &keys.keys[head * by_token.len()..][..by_token.len()];
     let values_of = &keys.values[head * by_number.len()..][..by_number.len()];
 
-    // Queries as they lie, or copied where their numbers are not whole words of a product.
     let mut copied = Scratch::<u32>::stale((SIDE + SLACK) * by_token.depth);
-    let aligned = match element {
-        Element::F32 => Some(at),
-        Element::Bf16 => (at.is_multiple_of(2) && width.is_multiple_of(32)).then_some(at / 2),
-    };
-    let left = match aligned {
-        Some(at) => Left { words: &q.words[from * q.stride + at..], stride: q.stride },
-        None => {
-            for (i, line) in copied.chunks_exact_mut(by_token.depth).enumerate().take(count) {
-                let mut copy = vec![0; by_token.depth];
-                line.copy_from_slice(numbers(q, from + i, [at, width], &mut copy));
-            }
-            Left { words: &copied, stride: by_token.depth }
-        }
-    };
+    let left = lines(q, [from, count], [at, width], &mut copied);
     // Keys that no row of the block sees need no scores.
     let seen = if queries.causal { (row + count).min(tokens) } else { tokens };
     let columns = seen.next_multiple_of(LANES);
@@ -307,51 +310,61 @@ fn one_block(queries: Queries<'_>, keys: &Keys, (item, place): (usize, Place)) -
     out
 }
 
-/// [`one_block`] of f32, whose rows are turned.
-fn one_block_of_f32(queries: Queries<'_>, keys: &Keys, (item, place): (usize, Place)) -> Scratch<f32> {
+/// [`one_block`] where rows are turned.
+fn one_block_turned(queries: Queries<'_>, keys: &Keys, (item, place): (usize, Place)) -> Scratch<f32> {
     let Keys { element, heads, tokens, width, .. } = *keys;
     let (by_token, by_number) = Keys::panels(element, tokens, width);
     let Place { rows: [row, count], head, .. } = place;
     let (q, from) = (queries.rows, place.item * place.of + row);
-    let at = from * q.stride + head * width;
+    let at = head * width;
     let head = item * heads + head;
     let keys_of = &keys.keys[head * by_token.len()..][..by_token.len()];
     let values_of = &keys.values[head * by_number.len()..][..by_number.len()];
     // Keys that no row of the block sees need no scores.
     let seen = if queries.causal { (row + count).min(tokens) } else { tokens };
-    let columns = seen.next_multiple_of(LANES);
-    let (wide, deepest) = (width.next_multiple_of(LANES), turned::parts(seen).map(|(_, deep)| deep).max());
-    let mut left = Scratch::<f32>::stale(2 * HIGH * width.max(deepest.unwrap_or(0)));
+    let (columns, depth) = (seen.next_multiple_of(LANES), element.words(seen));
+    let (wide, deepest) = (width.next_multiple_of(LANES), turned::parts(depth).map(|(_, deep)| deep).max());
+    let mut left = Scratch::<u32>::stale(2 * HIGH * by_token.depth.max(deepest.unwrap_or(0)));
     let each = || (0..count).step_by(HIGH).map(|row| (row, HIGH.min(count - row)));
 
-    // Two rows more than there are: what turns them reads so many.
+    // Two rows more than there are, of these and below: what turns them reads so many.
+    let mut copied = Scratch::<u32>::stale((2 * HIGH + 2) * by_token.depth);
+    let Left { words, stride } = lines(q, [from, count], [at, width], &mut copied);
     let mut scores = Scratch::<f32>::stale((2 * HIGH + 2) * columns);
-    for ((row, rows), left) in each().zip(left.chunks_exact_mut(HIGH * width)) {
-        turn((&as_numbers(&q.words)[at + row * q.stride..], q.stride), [rows, width], left);
+    for ((row, rows), left) in each().zip(left.chunks_exact_mut(HIGH * by_token.depth)) {
+        turn((&words[row * stride..], stride), [rows, by_token.depth], left);
         for panel in (0..columns / LANES).step_by(2) {
             let panels = (columns / LANES - panel).min(2);
             let right = Right { words: &keys_of[panel * by_token.panel..], panel: by_token.panel };
             let out = (&mut scores[row * columns + panel * LANES..], columns);
-            turned::block((left, rows), (right, panels), width, out, false);
+            turned::block(element, (left, rows), (right, panels), by_token.depth, out, false);
         }
     }
     // Weights, not yet divided by their sums.
+    let mut rounded = Scratch::<u32>::stale(if element == Element::F32 { 0 } else { (2 * HIGH + 2) * depth });
     let mut sums = [0.0; 2 * HIGH];
     for (i, (scores, sum)) in scores.chunks_exact_mut(columns).zip(&mut sums).enumerate().take(count) {
         let own = if queries.causal { (row + i + 1).min(tokens) } else { tokens };
         *sum = exponentials(&mut scores[..own], queries.scale);
-        scores[own..].fill(0.0);
+        match element {
+            Element::F32 => scores[own..].fill(0.0),
+            Element::Bf16 => element.round(&scores[..own], &mut rounded[i * depth..][..depth]),
+        }
     }
+    let (weights, stride) = match element {
+        Element::F32 => (as_words(&scores), columns),
+        Element::Bf16 => (&*rounded, depth),
+    };
     let mut out = Scratch::<f32>::stale(2 * HIGH * wide);
-    for (from, deep) in turned::parts(seen) {
+    for (from, deep) in turned::parts(depth) {
         for ((row, rows), left) in each().zip(left.chunks_exact_mut(HIGH * deep)) {
-            turn((&scores[row * columns + from..], columns), [rows, deep], left);
+            turn((&weights[row * stride + from..], stride), [rows, deep], left);
             for panel in (0..by_number.count).step_by(2) {
                 let panels = (by_number.count - panel).min(2);
                 let words = &values_of[panel * by_number.panel + from * LANES..];
                 let right = Right { words, panel: by_number.panel };
                 let out = (&mut out[row * wide + panel * LANES..], wide);
-                turned::block((left, rows), (right, panels), deep, out, from > 0);
+                turned::block(element, (left, rows), (right, panels), deep, out, from > 0);
             }
         }
     }

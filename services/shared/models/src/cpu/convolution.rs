@@ -73,7 +73,7 @@ impl Convolution {
             [outputs, inputs, kernel, width] if kernel == width && stride > 0 => (outputs, inputs, kernel),
             ref dims => bail!("a kernel of {dims:?} by steps of {stride} is not convolved with"),
         };
-        let saves = kernel == KERNEL && stride == 1 && element == Element::F32;
+        let saves = kernel == KERNEL && stride == 1 && turned::suits(element);
         let tile = if saves { Tile::for_channels(inputs, outputs) } else { None };
         Self::tiled(weight, bias, stride, element, tile)
     }
@@ -90,7 +90,7 @@ impl Convolution {
         let weight = match tile {
             Some(tile) => {
                 let map = |row: &[f32], out: &mut [f32]| tile.kernel(row, out);
-                Packed::mapped(weight, element, Order::Plain, tile.points(), &map)?
+                Packed::mapped(weight, tile.element(element), Order::Plain, tile.points(), &map)?
             }
             None => Packed::new(weight, element, Order::Plain)?,
         };
@@ -169,7 +169,7 @@ impl Convolution {
         }
         let Sizes { items, from: [_, from_width], to: [height, width] } = sizes;
         let Margins { before, behind } = margins;
-        let element = self.weight.element;
+        let element = if self.tile.is_some() { Element::F32 } else { self.weight.element };
         let filled = |side: usize| before + side + behind + self.filling(side, margins);
         let (high, wide) = (filled(height), filled(width));
         let pixel = element.words(channels);
@@ -234,10 +234,9 @@ impl Convolution {
         }
         let finish = Finish { to: To::Numbers { out, onto }, bias: Some(&self.bias), shift };
         let each_pixel = self.kernel == 1 && (lattice.height, lattice.width) == (height, width);
-        if each_pixel && self.weight.element == Element::F32 && shift.is_none() {
-            let numbers = as_numbers(&lattice.words);
+        if each_pixel && turned::suits(self.weight.element) && shift.is_none() {
             let (item, stride) = (height * width, lattice.pixel);
-            let rows = Rows { numbers, count: lattice.items * item, stride, item };
+            let rows = Rows { words: &lattice.words, count: lattice.items * item, stride, item };
             turned::multiply(rows, &self.weight, &finish);
             return Ok(());
         }

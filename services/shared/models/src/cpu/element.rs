@@ -13,6 +13,14 @@ pub(crate) enum Element {
 }
 
 impl Element {
+    /// Numbers in a word.
+    pub(super) fn each(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+        }
+    }
+
     /// Words of a row of `n` numbers, padded to what products take.
     pub(super) fn words(self, n: usize) -> usize {
         match self {

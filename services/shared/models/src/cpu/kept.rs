@@ -205,6 +205,25 @@ pub(super) fn split(words: &[u32], out: &mut [u32]) {
     }
 }
 
+/// Words of two f16 each to those of the same numbers rounded to bf16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn round_pairs(words: &[u32], out: &mut [u32]) {
+    let apart: [u16; 2 * LANES] = std::array::from_fn(|i| (i % LANES * 2 + i / LANES) as u16);
+    let paired: [u16; 2 * LANES] = std::array::from_fn(|i| (i % 2 * LANES + i / 2) as u16);
+    // SAFETY: all four are as long as what is read and written.
+    unsafe {
+        let [apart, paired] = [apart, paired].map(|order| _mm512_loadu_si512(order.as_ptr().cast()));
+        for (words, out) in words.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
+            let halves = _mm512_permutexvar_epi16(apart, _mm512_loadu_si512(words.as_ptr().cast()));
+            let first = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+            let second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(halves));
+            let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(second, first));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi16(paired, rounded));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use half::bf16;

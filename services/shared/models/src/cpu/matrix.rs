@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::{
-    element::{Element, as_numbers},
+    element::Element,
     finish::{Activation, Finish, Onto, To},
     operand::Operand,
     packed::{Order, Packed, Weight},
@@ -104,16 +104,11 @@ impl Matrix {
     fn run(&self, rows: &Operand, to: To<'_>) {
         assert_eq!((rows.element, rows.width), (self.weight.element, self.weight.inputs));
         let finish = Finish { to, bias: self.bias.as_deref(), shift: None };
-        match self.weight.element {
-            Element::F32 => {
-                let numbers = as_numbers(&rows.words);
-                let rows = Rows { numbers, count: rows.rows, stride: rows.stride, item: rows.item };
-                turned::multiply(rows, &self.weight, &finish);
-            }
-            Element::Bf16 => {
-                let space = Space::Rows { count: rows.rows, stride: rows.stride };
-                product::multiply(&rows.words, &space, &[0], &self.weight, &finish);
-            }
+        let &Operand { ref words, rows: count, stride, item, .. } = rows;
+        if turned::suits(self.weight.element) {
+            turned::multiply(Rows { words, count, stride, item }, &self.weight, &finish);
+        } else {
+            product::multiply(words, &Space::Rows { count, stride }, &[0], &self.weight, &finish);
         }
     }
 

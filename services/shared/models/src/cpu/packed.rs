@@ -126,19 +126,20 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// Words of its file, where its numbers lie there as they are kept, two in a word.
-    fn halves(self, kept: Kept) -> Option<&'a [u32]> {
+    /// Words of its file, where its numbers need not be read one by one to be kept so.
+    fn halves(self, element: Element, kept: Kept) -> Option<Halves<'a>> {
         let Self::Stored(stored) = self else { return None };
         let numbers = stored.numbers()?;
-        let alike = match kept {
-            Kept::Words => false,
-            Kept::F16 => numbers.stored_as() == Dtype::F16,
-            Kept::Bf16 => numbers.stored_as() == Dtype::BF16,
+        let layout = match (element, kept, numbers.stored_as()) {
+            (Element::F32, Kept::F16, Dtype::F16) | (Element::F32, Kept::Bf16, Dtype::BF16) => Layout::Apart,
+            (Element::Bf16, _, Dtype::BF16) => Layout::Pairs,
+            (Element::Bf16, _, Dtype::F16) => Layout::RoundedPairs,
+            _ => return None,
         };
         // SAFETY: all bits are words.
         let (before, words, behind) = unsafe { numbers.bytes().align_to() };
         let whole = before.is_empty() && behind.is_empty() && cfg!(target_endian = "little");
-        (alike && whole).then_some(words)
+        whole.then_some(Halves { words, layout })
     }
 
     /// Calls `pack` with what reads its numbers.
@@ -233,7 +234,7 @@ impl Packed {
             first..(first + LANES).min(end)
         };
         weight.read_by(|read| {
-            let halves = if map.is_none() && inputs.is_multiple_of(2) { weight.halves(kept) } else { None };
+            let halves = weight.halves(element, kept).filter(|_| map.is_none() && inputs.is_multiple_of(2));
             let source = Rows { read, halves, each: of_a_row / inputs, inputs, map, taps, element, kept };
             words.par_chunks_mut(panel).enumerate().for_each_init(
                 || source.buffers(),
@@ -312,12 +313,29 @@ impl Packed {
     }
 }
 
+/// A file's `[N, K]` numbers of two bytes, two in a word, that are turned without being read one by one.
+#[derive(Clone, Copy)]
+struct Halves<'a> {
+    words: &'a [u32],
+    layout: Layout,
+}
+
+/// How such words lie in a panel.
+#[derive(Clone, Copy)]
+enum Layout {
+    /// Both numbers of a word apart, in rows of their own.
+    Apart,
+    /// As they are.
+    Pairs,
+    /// From f16, rounded to bf16.
+    RoundedPairs,
+}
+
 /// A weight's rows on their way into panels.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
     read: Read<'a>,
-    /// `[N, K]` halves that are only to be turned.
-    halves: Option<&'a [u32]>,
+    halves: Option<Halves<'a>>,
     /// Numbers of an input in the weight.
     each: usize,
     inputs: usize,
@@ -358,19 +376,29 @@ impl Rows<'_> {
     /// How many inputs of 16 rows were turned without being read as numbers.
     fn turn_halves(&self, rows: &Range<usize>, out: &mut [u32]) -> usize {
         #[cfg(target_arch = "x86_64")]
-        if let Some(halves) = self.halves
+        if let Some(Halves { words, layout }) = self.halves
             && rows.len() == LANES
             && isa::best() == isa::Isa::Avx512
         {
             let stride = self.inputs / 2;
-            let lines = &halves[rows.start * stride..rows.end * stride];
+            let lines = &words[rows.start * stride..rows.end * stride];
             let mut turned = [0; LANES * LANES];
             let whole = stride / LANES * LANES;
             for at in (0..whole).step_by(LANES) {
-                // SAFETY: `isa` has found the instructions.
+                let out = &mut out[at * LANES..][..LANES * LANES];
+                // SAFETY: `isa` has found the instructions, those for bf16 where there is such an element.
                 unsafe {
-                    amx::transpose(&lines[at..], stride, &mut turned, LANES);
-                    super::kept::split(&turned, &mut out[at * LANES..][..LANES * LANES]);
+                    match layout {
+                        Layout::Apart => {
+                            amx::transpose(&lines[at..], stride, &mut turned, LANES);
+                            super::kept::split(&turned, out);
+                        }
+                        Layout::Pairs => amx::transpose(&lines[at..], stride, out, LANES),
+                        Layout::RoundedPairs => {
+                            amx::transpose(&lines[at..], stride, &mut turned, LANES);
+                            super::kept::round_pairs(&turned, out);
+                        }
+                    }
                 }
             }
             return 2 * whole;

@@ -52,16 +52,16 @@ wide! {
 }
 
 wide! {
-    /// [`super::turned::block`].
+    /// [`super::turned::block`] of f32.
     pub(super) fn turned_block(
-        left: (&[f32], usize),
+        left: (&[u32], usize),
         right: (Right<'_>, usize),
         depth: usize,
         out: (&mut [f32], usize),
         accumulate: bool,
     ) {
         let (((left, rows), (right, panels)), (out, stride)) = ((left, right), out);
-        let lines = &left.as_chunks::<HIGH>().0[..depth];
+        let lines = &as_numbers(left).as_chunks::<HIGH>().0[..depth];
         for panel in 0..panels {
             let columns = &as_numbers(right.words)[panel * right.panel..][..depth * LANES];
             let columns = columns.as_chunks::<LANES>().0;

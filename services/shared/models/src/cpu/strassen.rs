@@ -7,7 +7,7 @@
 //! are in both.
 
 use super::{
-    element::Element,
+    element::{Element, as_numbers, as_words},
     packed::Packed,
     product::SIDE,
     turned::{By, HIGH, turn},
@@ -55,16 +55,16 @@ pub(super) fn best(item: usize, weight: &Packed) -> By {
 /// Each term's rows of a block, turned: of `2 count` rows, `stride` apart, numbers `from..from + deep` of either half, the
 /// second of which begins at `half`. `to` is where a term's go.
 pub(super) fn turn_sums<'a>(
-    (lines, stride): (&[f32], usize),
+    (lines, stride): (&[u32], usize),
     count: usize,
     (from, deep, half): (usize, usize, usize),
-    to: impl Fn(usize) -> &'a mut [f32],
+    to: impl Fn(usize) -> &'a mut [u32],
 ) {
     // Room for two rows that are read and not used.
     let mut sums = Scratch::<f32>::stale(4 * (HIGH + 2) * deep);
     let mut sums: Vec<&mut [f32]> = sums.chunks_exact_mut((HIGH + 2) * deep).collect();
     for row in 0..count {
-        let of = |odd: usize, at: usize| &lines[(2 * row + odd) * stride + at + from..][..deep];
+        let of = |odd: usize, at: usize| &as_numbers(lines)[(2 * row + odd) * stride + at + from..][..deep];
         let quarters = [of(0, 0), of(0, half), of(1, 0), of(1, half)];
         let [s1, s2, s3, s4] = &mut sums[..] else { return };
         let out = [s1, s2, s3, s4].map(|sums| &mut sums[row * deep..][..deep]);
@@ -74,11 +74,11 @@ pub(super) fn turn_sums<'a>(
     let sizes = [count, deep];
     turn(plain(0, 0), sizes, to(0));
     turn(plain(0, half), sizes, to(1));
-    turn((&*sums[3], deep), sizes, to(2));
+    turn((as_words(&*sums[3]), deep), sizes, to(2));
     turn(plain(1, half), sizes, to(3));
-    turn((&*sums[0], deep), sizes, to(4));
-    turn((&*sums[1], deep), sizes, to(5));
-    turn((&*sums[2], deep), sizes, to(6));
+    turn((as_words(&*sums[0]), deep), sizes, to(4));
+    turn((as_words(&*sums[1]), deep), sizes, to(5));
+    turn((as_words(&*sums[2]), deep), sizes, to(6));
 }
 
 wide! {

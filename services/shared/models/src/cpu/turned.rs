@@ -1,5 +1,5 @@
-//! Products of rows of f32 that are turned first: blocks of [`HIGH`] rows, each `[depth, HIGH]`, so that whatever a kernel
-//! reads follows in memory. Large ones take fewer products, by quarters (see [`strassen`]).
+//! Products of rows that are turned first: blocks of [`HIGH`] rows, each `[depth, HIGH]` words, so that whatever a vector
+//! kernel reads follows in memory. Large ones of f32 take fewer products, by quarters (see [`strassen`]).
 #![expect(unsafe_code, reason = "threads write different parts of one buffer; see `Target::part`")]
 
 use std::ops::Range;
@@ -7,8 +7,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use super::{avx512, element::as_words, isa};
+use super::{amx, avx512, isa};
 use super::{
+    element::Element,
     finish::Finish,
     packed::Packed,
     portable,
@@ -21,7 +22,7 @@ use crate::autograd::scratch::Scratch;
 
 /// Rows of a block: as many sums as registers hold with two vectors of columns.
 pub(super) const HIGH: usize = 14;
-/// Numbers of rows that are under way at once: what the last cache holds.
+/// Words of rows that are under way at once: what the last cache holds.
 const UNDER_WAY: usize = 6 << 20;
 /// Blocks of rows of a task at most.
 const TALL: usize = 20;
@@ -29,13 +30,23 @@ const TALL: usize = 20;
 const TASKS: usize = 10;
 /// Sums that a task goes through again for each part of a sum.
 const TASK_SUMS: usize = 128 << 10;
-/// Numbers along a sum that are gone through at once: a task's rows of them stay in a cache.
+/// Words along a sum that are gone through at once: a task's rows of them stay in a cache.
 const PART: usize = 640;
 
-/// Rows of numbers, `stride` apart.
+/// Whether products of it are of rows that are turned: the matrix unit takes them as they lie.
+pub(super) fn suits(element: Element) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if element == Element::Bf16 && amx::available() {
+        return false;
+    }
+    let _ = element;
+    true
+}
+
+/// Rows of words, `stride` apart.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows<'a> {
-    pub(super) numbers: &'a [f32],
+    pub(super) words: &'a [u32],
     pub(super) count: usize,
     pub(super) stride: usize,
     /// How many at a time belong together: a number may be rounded as others of these require, and no more.
@@ -71,7 +82,7 @@ impl By {
 
 /// Rows as the kernels read them: term by term, part by part along the sum, block by block.
 struct Turned {
-    numbers: Scratch<f32>,
+    words: Scratch<u32>,
     blocks: usize,
     /// Of a term.
     depth: usize,
@@ -80,8 +91,8 @@ struct Turned {
 impl Turned {
     fn new(rows: Rows<'_>, depth: usize, by: By) -> Self {
         let (blocks, depth) = ((rows.count / by.each()).div_ceil(HIGH), depth / by.each());
-        let mut numbers = Scratch::stale(by.terms() * blocks * HIGH * depth);
-        let target = Target::new(&mut numbers);
+        let mut words = Scratch::stale(by.terms() * blocks * HIGH * depth);
+        let target = Target::new(&mut words);
         let place = |term, from, block, deep| {
             // SAFETY: each term's part of each block is written once.
             unsafe { target.part(at(depth, blocks, term, from, block, deep), HIGH * deep) }
@@ -91,11 +102,11 @@ impl Turned {
             for (from, deep) in parts(depth) {
                 match by {
                     By::Whole => {
-                        let lines = &rows.numbers[first * rows.stride + from..];
+                        let lines = &rows.words[first * rows.stride + from..];
                         turn((lines, rows.stride), [count, deep], place(0, from, block, deep));
                     }
                     By::Quarters => {
-                        let lines = &rows.numbers[2 * first * rows.stride..];
+                        let lines = &rows.words[2 * first * rows.stride..];
                         strassen::turn_sums((lines, rows.stride), count, (from, deep, depth), |term| {
                             place(term, from, block, deep)
                         });
@@ -103,11 +114,11 @@ impl Turned {
                 }
             }
         });
-        Self { numbers, blocks, depth }
+        Self { words, blocks, depth }
     }
 
-    fn block(&self, term: usize, (from, deep): (usize, usize), block: usize) -> &[f32] {
-        &self.numbers[at(self.depth, self.blocks, term, from, block, deep)..][..HIGH * deep]
+    fn block(&self, term: usize, (from, deep): (usize, usize), block: usize) -> &[u32] {
+        &self.words[at(self.depth, self.blocks, term, from, block, deep)..][..HIGH * deep]
     }
 }
 
@@ -121,8 +132,8 @@ pub(super) fn parts(depth: usize) -> impl Iterator<Item = (usize, usize)> {
     product::pieces(depth, PART)
 }
 
-/// `count` rows of `depth` numbers, `stride` apart, to `[depth, HIGH]`; what is beyond them is left as it is or not.
-pub(super) fn turn((lines, stride): (&[f32], usize), [count, depth]: [usize; 2], out: &mut [f32]) {
+/// `count` rows of `depth` words, `stride` apart, to `[depth, HIGH]`; what is beyond them is left as it is or not.
+pub(super) fn turn((lines, stride): (&[u32], usize), [count, depth]: [usize; 2], out: &mut [u32]) {
     let mut done = 0;
     #[cfg(target_arch = "x86_64")]
     if count == HIGH && isa::best() == isa::Isa::Avx512 {
@@ -133,7 +144,7 @@ pub(super) fn turn((lines, stride): (&[f32], usize), [count, depth]: [usize; 2],
                 break;
             }
             // SAFETY: `isa` has found the instructions.
-            unsafe { avx512::turn(&as_words(lines)[done..], stride, out) };
+            unsafe { avx512::turn(&lines[done..], stride, out) };
             done += LANES;
         }
     }
@@ -149,7 +160,8 @@ pub(super) fn turn((lines, stride): (&[f32], usize), [count, depth]: [usize; 2],
 /// The sum of `rows` (at most [`HIGH`]) of `left`, `[depth, HIGH]`, by one or two panels, over what is in `out`, whose rows
 /// are `stride` apart, or added to it.
 pub(super) fn block(
-    left: (&[f32], usize),
+    element: Element,
+    left: (&[u32], usize),
     right: (Right<'_>, usize),
     depth: usize,
     out: (&mut [f32], usize),
@@ -157,8 +169,9 @@ pub(super) fn block(
 ) {
     #[cfg(target_arch = "x86_64")]
     if isa::best() == isa::Isa::Avx512 {
-        return avx512::turned_block(left, right, depth, out, accumulate);
+        return avx512::turned_block(element, left, right, depth, out, accumulate);
     }
+    assert_eq!(element, Element::F32, "elsewhere weights of bf16 are multiplied as f32");
     portable::turned_block(left, right, depth, out, accumulate);
 }
 
@@ -182,8 +195,8 @@ pub(super) fn multiply_by(by: By, rows: Rows<'_>, weight: &Packed, finish: &Fini
     let most = (UNDER_WAY / each.max(1)).max(4 * whole) / whole * whole;
     let even = rows.count.div_ceil(rows.count.div_ceil(most).max(1)).next_multiple_of(whole);
     for first in (0..rows.count).step_by(even) {
-        let numbers = &rows.numbers[first * rows.stride..];
-        let rows = Rows { numbers, count: even.min(rows.count - first), ..rows };
+        let words = &rows.words[first * rows.stride..];
+        let rows = Rows { words, count: even.min(rows.count - first), ..rows };
         let left = Turned::new(rows, weight.depth, by);
         products(by, &left, (first, rows.count), weight, finish);
     }
@@ -244,7 +257,7 @@ fn one_task(
                     sums[at..][..of_a_term].chunks_exact_mut(HIGH * SIDE).zip(blocks.clone())
                 {
                     let left = (left.block(term, part, at), rows_of(at));
-                    block(left, (right, panels), part.1, (block_sums, SIDE), part.0 > 0);
+                    block(weight.element, left, (right, panels), part.1, (block_sums, SIDE), part.0 > 0);
                 }
             }
         }

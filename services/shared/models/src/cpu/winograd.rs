@@ -11,7 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    element::Element,
+    element::{Element, as_words},
     finish::Onto,
     packed::Packed,
     product::LANES,
@@ -27,6 +27,8 @@ pub(super) const KERNEL: usize = 3;
 const UNDER_WAY: usize = 4 << 20;
 /// Numbers at one point that a task goes through again for each of its columns.
 const TASK_NUMBERS: usize = 128 << 10;
+/// Points of a tile at most.
+const MOST_POINTS: usize = 36;
 /// Tiles mapped by a task.
 const GROUP: usize = 8;
 /// Channels below which mapping takes more time than it saves.
@@ -66,6 +68,14 @@ impl Tile {
 
     pub(super) fn points(self) -> usize {
         self.reach() * self.reach()
+    }
+
+    /// What factors at its points are, where others are `element`: those of four lose too many digits in bf16.
+    pub(super) fn element(self, element: Element) -> Element {
+        match self {
+            Self::Two => element,
+            Self::Four => Element::F32,
+        }
     }
 
     /// A kernel's `[C, 3, 3]` numbers at each point, `[points, C]`. In f64, for it is done once.
@@ -282,14 +292,13 @@ pub(super) fn convolve(tile: Tile, pictures: Pictures<'_>, weight: &Packed, resu
     let side = tile.side();
     let (down, across) = (results.height.div_ceil(side), results.width.div_ceil(side));
     assert!(pictures.height >= down * side + KERNEL - 1 && pictures.width >= across * side + KERNEL - 1);
-    assert_eq!((weight.taps, weight.depth), (tile.points(), weight.inputs));
-    assert_eq!(weight.element, Element::F32);
+    assert_eq!((weight.taps, weight.element), (tile.points(), tile.element(weight.element)));
     assert_eq!(
         pictures.numbers.len(),
         pictures.items * pictures.height * pictures.width * weight.inputs,
         "pictures of the weight's channels"
     );
-    let strides = [weight.inputs.next_multiple_of(LANES), weight.panels() * LANES];
+    let strides = [weight.depth.next_multiple_of(LANES), weight.panels() * LANES];
     let all = pictures.items * down * across;
     if all == 0 {
         return;
@@ -298,13 +307,14 @@ pub(super) fn convolve(tile: Tile, pictures: Pictures<'_>, weight: &Packed, resu
     let most = all.div_ceil(parts);
     // One vector more than are used, lest all points fall into the same lines of the cache.
     let points = strides.map(|stride| most * stride + LANES);
-    let [mut before, mut after] = points.map(|point| Scratch::<f32>::stale(tile.points() * point));
+    let mut before = Scratch::<u32>::stale(tile.points() * points[0]);
+    let mut after = Scratch::<f32>::stale(tile.points() * points[1]);
     for first in (0..all).step_by(most) {
         let tiles = Tiles { first, count: most.min(all - first), down, across, strides, points };
         let into = Target::new(&mut before);
         tiles.groups().for_each(|group| match tile {
-            Tile::Two => pixels_in_twos(pictures, weight.inputs, tiles, group, into),
-            Tile::Four => pixels_in_fours(pictures, weight.inputs, tiles, group, into),
+            Tile::Two => pixels_in_twos(pictures, weight, tiles, group, into),
+            Tile::Four => pixels_in_fours(pictures, weight, tiles, group, into),
         });
         products(&before, tiles, weight, Target::new(&mut after));
         tiles.groups().for_each(|group| match tile {
@@ -315,7 +325,7 @@ pub(super) fn convolve(tile: Tile, pictures: Pictures<'_>, weight: &Packed, resu
 }
 
 /// At each point, rows of tiles by its weights.
-fn products(before: &[f32], tiles: Tiles, weight: &Packed, after: Target<'_, f32>) {
+fn products(before: &[u32], tiles: Tiles, weight: &Packed, after: Target<'_, f32>) {
     let (count, points) = (tiles.count, weight.taps);
     let enough = (4 * rayon::current_num_threads()).div_ceil(points);
     let tasks = enough.max((count * tiles.strides[0]).div_ceil(TASK_NUMBERS)).min(count.div_ceil(HIGH));
@@ -328,16 +338,16 @@ fn products(before: &[f32], tiles: Tiles, weight: &Packed, after: Target<'_, f32
         let count = rows.min(count - first);
         // SAFETY: tasks are of different points or tiles.
         let out = unsafe { after.part(point * tiles.points[1] + first * out_stride, count * out_stride) };
-        let numbers = &before[point * tiles.points[0] + first * stride..];
+        let words = &before[point * tiles.points[0] + first * stride..];
         let blocks = count.div_ceil(HIGH);
-        let mut left = Scratch::<f32>::stale(blocks * HIGH * weight.depth);
+        let mut left = Scratch::<u32>::stale(blocks * HIGH * weight.depth);
         // None: what is mapped is kept as words.
         let mut desk = weight.desk(weight.depth * LANES);
         for (from, depth) in turned::parts(weight.depth) {
             let left = &mut left[blocks * HIGH * from..][..blocks * HIGH * depth];
             let each = || (0..count).step_by(HIGH).map(|row| (row, HIGH.min(count - row)));
             for ((row, high), left) in each().zip(left.chunks_exact_mut(HIGH * depth)) {
-                turned::turn((&numbers[row * stride + from..], stride), [high, depth], left);
+                turned::turn((&words[row * stride + from..], stride), [high, depth], left);
             }
             for panel in (0..weight.panels()).step_by(2) {
                 let panels = (weight.panels() - panel).min(2);
@@ -345,55 +355,69 @@ fn products(before: &[f32], tiles: Tiles, weight: &Packed, after: Target<'_, f32
                 let right = weight.right((panel, panels), (begin, depth * LANES), &mut desk);
                 for ((row, high), left) in each().zip(left.chunks_exact(HIGH * depth)) {
                     let out = (&mut out[row * out_stride + panel * LANES..], out_stride);
-                    turned::block((left, high), (right, panels), depth, out, from > 0);
+                    turned::block(weight.element, (left, high), (right, panels), depth, out, from > 0);
                 }
             }
         }
     });
 }
 
-/// Tiles' pixels to points.
+/// Tiles' pixels to points, as factors for `weight`.
 #[inline(always)]
 fn pixels<const SIDE: usize, const REACH: usize>(
     from: Pictures<'_>,
-    channels: usize,
+    weight: &Packed,
     tiles: Tiles,
     group: Range<usize>,
-    to: Target<'_, f32>,
+    to: Target<'_, u32>,
     map: impl Fn([f32; REACH]) -> [f32; REACH],
 ) {
-    let [stride, _] = tiles.strides;
+    let ([stride, _], channels, each) = (tiles.strides, weight.inputs, weight.element.each());
+    let mut rounded = [[0; LANES]; MOST_POINTS];
     let (mut pixels, mut points) = ([[[0.0; LANES]; REACH]; REACH], [[[0.0; LANES]; REACH]; REACH]);
     for tile in group {
         let (item, [down, across]) = tiles.at(tile);
         let corner = (item * from.height + down * SIDE) * from.width + across * SIDE;
         let tile = tile * stride;
-        for c in (0..channels).step_by(LANES) {
-            let end = channels.min(c + LANES);
+        for c in (0..stride * each).step_by(LANES) {
+            let (begin, end) = (channels.min(c), channels.min(c + LANES));
             for (y, row) in pixels.iter_mut().enumerate() {
                 for (x, pixel) in row.iter_mut().enumerate() {
                     let at = (corner + y * from.width + x) * channels;
-                    read(&from.numbers[at + c..at + end], pixel);
+                    read(&from.numbers[at + begin..at + end], pixel);
                 }
             }
             both_ways(&pixels, &mut points, &map);
-            for (i, lanes) in points.as_flattened().iter().enumerate() {
-                // SAFETY: groups are of different tiles.
-                unsafe { to.part(i * tiles.points[0] + tile + c, LANES) }.copy_from_slice(lanes);
+            // SAFETY: groups are of different tiles.
+            let place =
+                |point: usize| unsafe { to.part(point * tiles.points[0] + tile + c / each, LANES / each) };
+            match weight.element {
+                Element::F32 => {
+                    for (i, lanes) in points.as_flattened().iter().enumerate() {
+                        place(i).copy_from_slice(as_words(lanes));
+                    }
+                }
+                Element::Bf16 => {
+                    let words = &mut rounded.as_flattened_mut()[..REACH * REACH * LANES / 2];
+                    weight.element.round(points.as_flattened().as_flattened(), words);
+                    for (i, words) in words.as_chunks::<{ LANES / 2 }>().0.iter().enumerate() {
+                        place(i).copy_from_slice(words);
+                    }
+                }
             }
         }
     }
 }
 
 wide! {
-    fn pixels_in_twos(from: Pictures<'_>, channels: usize, tiles: Tiles, group: Range<usize>, to: Target<'_, f32>) {
-        pixels::<2, 4>(from, channels, tiles, group, to, pixels_of_two);
+    fn pixels_in_twos(from: Pictures<'_>, weight: &Packed, tiles: Tiles, group: Range<usize>, to: Target<'_, u32>) {
+        pixels::<2, 4>(from, weight, tiles, group, to, pixels_of_two);
     }
 }
 
 wide! {
-    fn pixels_in_fours(from: Pictures<'_>, channels: usize, tiles: Tiles, group: Range<usize>, to: Target<'_, f32>) {
-        pixels::<4, 6>(from, channels, tiles, group, to, pixels_of_four);
+    fn pixels_in_fours(from: Pictures<'_>, weight: &Packed, tiles: Tiles, group: Range<usize>, to: Target<'_, u32>) {
+        pixels::<4, 6>(from, weight, tiles, group, to, pixels_of_four);
     }
 }
 

@@ -3,7 +3,7 @@ use candle_core::{DType, Device, Tensor};
 use super::*;
 use crate::cpu::{
     Element,
-    element::as_words,
+    element::{as_numbers, as_words},
     finish::{Onto, To},
     kept::Kept,
     packed::{Order, Weight},
@@ -24,7 +24,7 @@ fn packed(weight: &Tensor, kept: Kept) -> Packed {
 
 fn product(by: By, rows: &[f32], item: usize, weight: &Packed) -> Vec<f32> {
     let count = rows.len() / weight.inputs;
-    let rows = Rows { numbers: rows, count, stride: weight.inputs, item };
+    let rows = Rows { words: as_words(rows), count, stride: weight.inputs, item };
     let mut out = vec![f32::NAN; count * weight.columns];
     let to = To::Numbers { out: Target::new(&mut out), onto: Onto::Nothing };
     multiply_by(by, rows, weight, &Finish { to, bias: None, shift: None });
@@ -140,12 +140,43 @@ fn kernels_give_the_same_bits() {
         (1..=HIGH).flat_map(|rows| [(rows, 1, false), (rows, 2, false), (rows, 2, true)])
     {
         let [mut by_loops, mut out] = [before.clone(), before.clone()];
-        portable::turned_block((&left, rows), (right, panels), depth, (&mut by_loops, 40), accumulate);
-        block((&left, rows), (right, panels), depth, (&mut out, 40), accumulate);
+        let (left, right) = ((as_words(&left), rows), (right, panels));
+        portable::turned_block(left, right, depth, (&mut by_loops, 40), accumulate);
+        block(Element::F32, left, right, depth, (&mut out, 40), accumulate);
         let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&out), bits(&by_loops), "{rows} rows, {panels} panels");
         let touched = by_loops.iter().zip(&before).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         assert_eq!(touched, rows * panels * LANES);
+    }
+}
+
+/// Of bf16 the same numbers as of rows that lie as they are.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn kernels_of_bf16_give_the_same_bits() {
+    if !isa::multiplies_bf16() {
+        return;
+    }
+    let depth = 37;
+    let pairs = |shape: &[usize]| -> Vec<u32> {
+        let halves = numbers(&draw(shape)).into_iter().map(|x| x.to_bits() >> 16).collect::<Vec<_>>();
+        halves.as_chunks::<2>().0.iter().map(|[low, high]| high << 16 | low).collect()
+    };
+    let (lines, right) = (pairs(&[HIGH + 2, 2 * depth]), pairs(&[2, depth + 1, 2 * LANES]));
+    let right = Right { words: &right, panel: (depth + 1) * LANES };
+    let mut left = vec![0; HIGH * depth];
+    turn((&lines, depth), [HIGH, depth], &mut left);
+    let before = numbers(&draw(&[HIGH, 40]));
+    for (rows, panels, accumulate) in
+        (1..=HIGH).flat_map(|rows| [(rows, 1, false), (rows, 2, false), (rows, 2, true)])
+    {
+        let [mut by_lines, mut out] = [before.clone(), before.clone()];
+        let lines = product::Left { words: &lines, stride: depth };
+        let along = (&[product::Segment { a: 0, b: 0 }][..], depth);
+        avx512::block(Element::Bf16, (lines, rows), (right, panels), along, (&mut by_lines, 40), accumulate);
+        block(Element::Bf16, (&left, rows), (right, panels), depth, (&mut out, 40), accumulate);
+        let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&out), bits(&by_lines), "{rows} rows, {panels} panels");
     }
 }
 
@@ -155,8 +186,9 @@ fn rows_are_turned() {
     let (stride, depth) = (70, 50);
     for (rows, behind) in [(HIGH, 0), (HIGH, 3), (5, 0), (1, 0)] {
         let lines = numbers(&draw(&[(rows + behind) * stride]));
-        let mut out = vec![f32::NAN; HIGH * depth];
-        turn((&lines, stride), [rows, depth], &mut out);
+        let mut out = vec![0; HIGH * depth];
+        turn((as_words(&lines), stride), [rows, depth], &mut out);
+        let out = as_numbers(&out);
         for (k, i) in (0..depth).flat_map(|k| (0..rows).map(move |i| (k, i))) {
             assert_eq!(
                 out[k * HIGH + i].to_bits(),
