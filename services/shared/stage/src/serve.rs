@@ -20,7 +20,9 @@ use sdxl_runtime::{
 };
 use std::{
     io::{self, Write},
+    num::NonZeroUsize,
     process::ExitCode,
+    thread,
     time::Instant,
 };
 use tokio::sync::oneshot;
@@ -130,10 +132,11 @@ fn start<const PORT: u16, E: Engine + 'static>(
     build: impl FnOnce() -> anyhow::Result<(E, StageInfo)> + Send + 'static,
     service: impl FnOnce(WorkerHandle<E>, InfoCell) -> Service,
 ) -> anyhow::Result<()> {
-    if let Some(threads) = args.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get());
-        pool.build_global().context("cannot start the computing threads")?;
-    }
+    let threads = args.threads;
+    let build = move || {
+        compute_on(threads)?;
+        build()
+    };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(ASYNC_THREADS).enable_all().build();
     runtime.context("cannot start the network threads")?.block_on(async {
@@ -154,6 +157,17 @@ fn start<const PORT: u16, E: Engine + 'static>(
         };
         serve(server, service, worker, info, built).await
     })
+}
+
+/// Starts the threads that compute, as many as there are cores if nothing else is said. The calling thread, which owns the
+/// device, is one of them: a step is hundreds of small parts, and to hand each to other threads and wait for them took longer
+/// than computing them.
+fn compute_on(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
+    let threads = threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    // While it waits for requests it computes for nobody else, so it is not the only one.
+    let pool = if threads > 1 { pool.use_current_thread() } else { pool };
+    pool.build_global().context("cannot start the computing threads")
 }
 
 /// Has what the worker has to do read whenever somebody asks for metrics.
