@@ -60,7 +60,7 @@ test-cuda: ## Layers, networks and training with CUDA beside the CPU's, on an NV
 bench-cuda: cuda ## On an NVIDIA GPU beside diffusers, compiled and not, at 1024 x 1024 (10 GB of disk)
 	integration-tests/benches/cuda/run.sh
 
-bench: ## Beside PyTorch and OpenVINO on the same weights (PARTS="unet vae text picture start approximate", and f32 or bf16 for one alone; 25 GB of disk, 22 GB of memory)
+bench: ## Beside PyTorch and OpenVINO on the same weights (PARTS="unet shipped vae text picture start approximate", and f32 or bf16 for one alone; 25 GB of disk, 22 GB of memory)
 	integration-tests/benches/run.sh $(PARTS)
 
 bench-scale: ## What the coordinator costs and how far a cluster scales, with 92 simulated replicas (half an hour, 3 GB of memory)

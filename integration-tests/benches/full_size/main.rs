@@ -3,8 +3,8 @@
 //! into a section of its own: a processor without products of bf16 has little to say of those.
 //!
 //! - `unet`: a guided step of the base UNet at SDXL's full size, in f32 and bf16, as `sdxl-base-unet` serves it, how much
-//!   of the machine's matrix rate that is, what memory it takes, and how far its results are from diffusers'; and a step
-//!   of the model that ships with the project.
+//!   of the machine's matrix rate that is, what memory it takes, and how far its results are from diffusers'.
+//! - `shipped`: a step of the model that ships with the project.
 //! - `vae`, `text`: the same of the decoder and of both text encoders.
 //! - `picture`: a whole picture of the shipped model through `sdxl up`, by the engines alone in one process, and by
 //!   diffusers in one process.
@@ -39,8 +39,9 @@ use table::Tables;
 /// A part's name and what measures it.
 type Part = (&'static str, fn(&Peers) -> Tables);
 
-const PARTS: [Part; 6] = [
-    ("unet", unet::run),
+const PARTS: [Part; 7] = [
+    ("unet", unet::full_size),
+    ("shipped", unet::shipped),
     ("vae", vae::run),
     ("text", text::run),
     ("picture", picture::run),
@@ -61,6 +62,9 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     }
+    // The engines in this process compute on this thread, too, as those of stages do on their device's.
+    let pool = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+    pool.expect("nothing has computed yet");
     let peers = Peers::from_environment(&dtypes);
     let mut met = true;
     for (name, run) in PARTS.iter().filter(|(name, _)| parts.is_empty() || parts.contains(name)) {

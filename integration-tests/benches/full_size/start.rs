@@ -10,51 +10,49 @@ use rustix::fs::{Advice, fadvise};
 use std::{ffi::OsStr, fs::File, io::Read, path::Path, time::Instant};
 
 const OF_READING: Target = Target::AtMost(1.2);
-const RUNS: usize = 2;
+/// Of reading the file and of a start, one after the other: what a shared machine's disk and memory do varies threefold.
+const TURNS: usize = 4;
 
 pub(crate) fn run(peers: &Peers) -> Tables {
     let folder = checkpoint::full_size();
     let file = folder.join("unet/diffusion_pytorch_model.safetensors");
     let mut table = Table::new("Start of the base UNet, full size, to ready: weights loaded and steps run.");
-    eprintln!("reading the weights");
-    let cold_read = least(|| read(&file, true));
-    let warm_read = least(|| read(&file, false));
-    for dtype in peers.dtypes() {
-        for cold in [true, false] {
-            let mut failed = None;
-            let ours = least(|| {
-                ours(&folder, &file, dtype, cold).unwrap_or_else(|why| {
-                    failed = Some(why);
-                    f64::NAN
-                })
-            });
-            let torch = theirs(&folder, &file, dtype, cold, peers).unwrap_or_else(|why| {
-                table.note(why);
-                f64::NAN
-            });
-            let place = if cold { "file not in memory" } else { "file in memory" };
-            let row = Row::new(format!("start to ready, {dtype}, {place}, s"), [ours, torch, f64::NAN]);
-            table.add(if cold {
-                row.held(ours / cold_read, "over reading the file", OF_READING)
-            } else {
-                row
-            });
-            if let Some(why) = failed {
-                table.note(why);
+    let kinds = peers.dtypes().flat_map(|dtype| [true, false].map(|cold| (dtype, cold)));
+    let mut reading = [f64::NAN; 2];
+    let mut starts = Vec::new();
+    for (dtype, cold) in kinds {
+        let mut own = f64::NAN;
+        for _ in 0..TURNS {
+            let of_the_kind = &mut reading[usize::from(cold)];
+            *of_the_kind = of_the_kind.min(read(&file, cold));
+            match ours(&folder, &file, dtype, cold) {
+                Ok(ready) => own = own.min(ready),
+                Err(why) => table.note(why),
             }
         }
+        let torch = theirs(&folder, &file, dtype, cold, peers).unwrap_or_else(|why| {
+            table.note(why);
+            f64::NAN
+        });
+        starts.push((dtype, cold, [own, torch, f64::NAN]));
     }
+    for (dtype, cold, seconds) in starts {
+        let place = if cold { "file not in memory" } else { "file in memory" };
+        let row = Row::new(format!("start to ready, {dtype}, {place}, s"), seconds);
+        table.add(if cold {
+            row.held(seconds[0] / reading[1], "over reading the file", OF_READING)
+        } else {
+            row
+        });
+    }
+    let [in_memory, on_disk] = reading;
     table.note(format!(
-        "Reading the file of {:.1} GB takes {cold_read:.1} s from the disk, {warm_read:.1} s where it is in memory. Ready \
+        "Reading the file of {:.1} GB takes {on_disk:.1} s from the disk, {in_memory:.1} s where it is in memory. Ready \
          is one step at 8 x 8 latents on both sides; sdxl tries larger ones, too, to find how many pictures share a step. \
-         Best of {RUNS}, PyTorch's of one.",
+         Best of {TURNS} turns, each a reading and a start; PyTorch's of one.",
         file.metadata().expect("the weights").len() as f64 / 1e9
     ));
     vec![Box::new(table)]
-}
-
-fn least(mut measure: impl FnMut() -> f64) -> f64 {
-    (0..RUNS).map(|_| measure()).fold(f64::NAN, f64::min)
 }
 
 /// Drops the file from the page cache.

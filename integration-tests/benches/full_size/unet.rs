@@ -26,8 +26,12 @@ const TARGET_F32: f64 = 0.80;
 const TARGET_BF16: f64 = 0.90;
 const MATRIX_RATE: Target = Target::AtLeast(0.75);
 
-pub(crate) fn run(peers: &Peers) -> Tables {
-    vec![Box::new(full_size(peers)), Box::new(shipped(peers))]
+pub(crate) fn full_size(peers: &Peers) -> Tables {
+    vec![Box::new(step_of_full_size(peers))]
+}
+
+pub(crate) fn shipped(peers: &Peers) -> Tables {
+    vec![Box::new(step_of_shipped(peers))]
 }
 
 /// Writes inputs of a step at the smallest size, for who only wants to get warm.
@@ -35,7 +39,7 @@ pub(crate) fn smallest_inputs(folder: &Path, file: &Path) {
     Problem::new(folder, 8, file);
 }
 
-fn full_size(peers: &Peers) -> Table {
+fn step_of_full_size(peers: &Peers) -> Table {
     let folder = checkpoint::full_size();
     let work = Work { part: "unet", folder: &folder, name: "unet", runs: 3, turns: TURNS };
     let mut table = Table::new("Base UNet, full size: a guided step at 64 x 64 latents (512 x 512 pixels).");
@@ -63,7 +67,7 @@ fn full_size(peers: &Peers) -> Table {
     table
 }
 
-fn shipped(peers: &Peers) -> Table {
+fn step_of_shipped(peers: &Peers) -> Table {
     let folder = checkpoint::shipped();
     let work = Work { part: "unet", folder: &folder, name: "unet-shapes", runs: 50, turns: TURNS };
     let mut table =
