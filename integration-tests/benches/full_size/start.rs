@@ -36,16 +36,16 @@ pub(crate) fn run(peers: &Peers) -> Tables {
         });
         starts.push((dtype, cold, [own, torch, f64::NAN]));
     }
+    let [in_memory, on_disk] = reading;
     for (dtype, cold, seconds) in starts {
         let place = if cold { "file not in memory" } else { "file in memory" };
         let row = Row::new(format!("start to ready, {dtype}, {place}, s"), seconds);
         table.add(if cold {
-            row.held(seconds[0] / reading[1], "over reading the file", OF_READING)
+            row.held(seconds[0] / on_disk, "over reading the file", OF_READING)
         } else {
             row
         });
     }
-    let [in_memory, on_disk] = reading;
     table.note(format!(
         "Reading the file of {:.1} GB takes {on_disk:.1} s from the disk, {in_memory:.1} s where it is in memory. Ready \
          is one step at 8 x 8 latents on both sides; sdxl tries larger ones, too, to find how many pictures share a step. \

@@ -26,20 +26,12 @@ const TARGET_F32: f64 = 0.80;
 const TARGET_BF16: f64 = 0.90;
 const MATRIX_RATE: Target = Target::AtLeast(0.75);
 
-pub(crate) fn full_size(peers: &Peers) -> Tables {
-    vec![Box::new(step_of_full_size(peers))]
-}
-
-pub(crate) fn shipped(peers: &Peers) -> Tables {
-    vec![Box::new(step_of_shipped(peers))]
-}
-
 /// Writes inputs of a step at the smallest size, for who only wants to get warm.
 pub(crate) fn smallest_inputs(folder: &Path, file: &Path) {
     Problem::new(folder, 8, file);
 }
 
-fn step_of_full_size(peers: &Peers) -> Table {
+pub(crate) fn full_size(peers: &Peers) -> Tables {
     let folder = checkpoint::full_size();
     let work = Work { part: "unet", folder: &folder, name: "unet", runs: 3, turns: TURNS };
     let mut table = Table::new("Base UNet, full size: a guided step at 64 x 64 latents (512 x 512 pixels).");
@@ -64,10 +56,10 @@ fn step_of_full_size(peers: &Peers) -> Table {
     }
     network::errors(&mut table, &sides, "noise_pred");
     network::notes(&mut table, &sides);
-    table
+    vec![Box::new(table)]
 }
 
-fn step_of_shipped(peers: &Peers) -> Table {
+pub(crate) fn shipped(peers: &Peers) -> Tables {
     let folder = checkpoint::shipped();
     let work = Work { part: "unet", folder: &folder, name: "unet-shapes", runs: 50, turns: TURNS };
     let mut table =
@@ -83,7 +75,7 @@ fn step_of_shipped(peers: &Peers) -> Table {
     }
     network::errors(&mut table, &sides, "noise_pred");
     network::notes(&mut table, &sides);
-    table
+    vec![Box::new(table)]
 }
 
 /// What a step is and how fast `torch.mm` is now.

@@ -160,8 +160,8 @@ fn start<const PORT: u16, E: Engine + 'static>(
 }
 
 /// Starts the threads that compute, as many as there are cores if nothing else is said. The calling thread, which owns the
-/// device, is one of them: a step is hundreds of small parts, and to hand each to other threads and wait for them took longer
-/// than computing them.
+/// device, is one of them: a step is hundreds of small parts, and to hand each to other threads and wait for them took nearly
+/// as long as computing them.
 fn compute_on(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let threads = threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);

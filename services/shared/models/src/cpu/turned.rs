@@ -127,7 +127,7 @@ fn at(depth: usize, blocks: usize, term: usize, from: usize, block: usize, deep:
     HIGH * (blocks * (term * depth + from) + block * deep)
 }
 
-/// Parts of a sum: where each begins, and how many numbers it has.
+/// Parts of a sum: where each begins, and how many words it has.
 pub(super) fn parts(depth: usize) -> impl Iterator<Item = (usize, usize)> {
     product::pieces(depth, PART)
 }
