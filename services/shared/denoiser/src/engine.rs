@@ -13,10 +13,13 @@ use sdxl_stage::{
     BatchLimit, BatchLimits, Engine, EngineError, Step, StepOf, Work, batch,
     jobs::{Checkpoint, DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart, NUM_TOKENS, StepDone},
 };
-use std::{ops::Range, time::Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 /// So many times as long as a step may take, the first one takes only where the next does not fit either.
-const NO_DOUBT: f64 = 5.0;
+const NO_DOUBT: f64 = 3.0;
 
 /// A UNet that denoises step by step.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct DenoiserEngine {
     limits: BatchLimits,
     /// As given; what is missing is found when getting warm.
     given: Vec<BatchLimit>,
+    /// What trying all layers took while they were loaded.
+    tried: Option<Duration>,
 }
 
 /// A picture between two steps.
@@ -43,9 +48,14 @@ pub struct DenoiserRun {
 }
 
 impl DenoiserEngine {
-    pub(crate) fn new(unet: Unet, info: DenoiserInfo, revision: String, given: Vec<BatchLimit>) -> Self {
+    pub(crate) fn new(
+        (unet, tried): (Unet, Option<Duration>),
+        info: DenoiserInfo,
+        revision: String,
+        given: Vec<BatchLimit>,
+    ) -> Self {
         let limits = BatchLimits::new(&given, (Size::new(1, 1), 1));
-        Self { unet, info, revision, limits, given }
+        Self { unet, info, revision, limits, given, tried }
     }
 
     /// One half of the batch; absent tensors are zeros, of so many tokens.
@@ -184,6 +194,9 @@ impl Engine for DenoiserEngine {
     type Output = Tensor;
 
     fn warm_up(&mut self) -> Result<(), EngineError> {
+        if self.tried.is_some_and(|took| took.as_secs_f64() > NO_DOUBT * batch::LONGEST) {
+            return Ok(());
+        }
         let side = (self.info.sample_size * SIDE_MULTIPLE).clamp(MIN_SIDE, MAX_SIDE);
         // A small size and one token are enough to find what does not work: a whole prompt's keys and values would take
         // longer than the step.

@@ -31,9 +31,11 @@ impl DenoiserEngine {
         let config = UnetConfig::open(&config_path)?;
         check_widths(&dir, &config, &config_path)?;
         let denoiser = describe(&dir, &config)?;
+        // From here on it is read.
+        let weights = Weights::open(&dir.unet())?.var_builder(dtype, device);
         let revision = dir.revision(&["unet", "scheduler"])?;
         let _packing = Packing::new();
-        let unet = Unet::new(&Weights::open(&dir.unet())?.var_builder(dtype, device), &config)?;
+        let (unet, tried) = Unet::tried(&weights, &config)?;
         let info = StageInfo {
             kind,
             model: dir.name().to_owned(),
@@ -42,7 +44,7 @@ impl DenoiserEngine {
             dtype,
             details: Details::Denoiser(denoiser.clone()),
         };
-        Ok((Self::new(unet, denoiser, revision, max_batch.to_vec()), info))
+        Ok((Self::new((unet, tried), denoiser, revision, max_batch.to_vec()), info))
     }
 }
 

@@ -117,7 +117,7 @@ impl<'a> Weight<'a> {
     fn shortest(self, element: Element) -> Kept {
         let (computed, stored) = match self {
             Self::Tensor(tensor) => (tensor.dtype(), None),
-            Self::Stored(stored) => (stored.dtype(), stored.numbers().map(|numbers| numbers.stored_as())),
+            Self::Stored(stored) => (stored.dtype(), Some(stored.stored_as())),
         };
         match (element, computed, stored) {
             (Element::F32, DType::BF16, _) | (Element::F32, _, Some(Dtype::BF16)) => Kept::Bf16,
@@ -129,15 +129,14 @@ impl<'a> Weight<'a> {
     /// Words of its file, where its numbers need not be read one by one to be kept so.
     fn halves(self, element: Element, kept: Kept) -> Option<Halves<'a>> {
         let Self::Stored(stored) = self else { return None };
-        let numbers = stored.numbers()?;
-        let layout = match (element, kept, numbers.stored_as()) {
+        let layout = match (element, kept, stored.stored_as()) {
             (Element::F32, Kept::F16, Dtype::F16) | (Element::F32, Kept::Bf16, Dtype::BF16) => Layout::Apart,
             (Element::Bf16, _, Dtype::BF16) => Layout::Pairs,
             (Element::Bf16, _, Dtype::F16) => Layout::RoundedPairs,
             _ => return None,
         };
         // SAFETY: all bits are words.
-        let (before, words, behind) = unsafe { numbers.bytes().align_to() };
+        let (before, words, behind) = unsafe { stored.bytes().align_to() };
         let whole = before.is_empty() && behind.is_empty() && cfg!(target_endian = "little");
         whole.then_some(Halves { words, layout })
     }
@@ -145,10 +144,7 @@ impl<'a> Weight<'a> {
     /// Calls `pack` with what reads its numbers.
     fn read_by<T>(self, pack: impl FnOnce(Read<'_>) -> Result<T>) -> Result<T> {
         let tensor = match self {
-            Self::Stored(stored) => {
-                let Some(numbers) = stored.numbers() else { bail!("a weight is not in its file") };
-                return pack(&|first, out| numbers.read(first, out));
-            }
+            Self::Stored(stored) => return pack(&|first, out| stored.read(first, out)),
             Self::Tensor(tensor) => tensor,
         };
         let (storage, layout) = tensor.storage_and_layout();

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use super::{UnetConfig, prompt::Prompt, transformer::Transformer2DModel};
+use super::{UnetConfig, prompt::Prompt, transformer::Transformer2DModel, trial::Trial};
 use crate::{
     conv::Conv2d,
     resnet::{Norm, ResnetBlock2D},
@@ -15,6 +15,8 @@ pub(super) struct Level {
     pub(super) channels: usize,
     pub(super) heads: usize,
     pub(super) transformer_layers: Option<usize>,
+    /// How many times pictures have been halved.
+    pub(super) halved: usize,
 }
 
 /// What every part of a block is conditioned by.
@@ -51,22 +53,43 @@ struct Layers {
 
 impl Layers {
     /// One layer for each of `inputs`, the channels going in.
-    fn load(vb: &VarBuilder<'_>, inputs: &[usize], level: Level, config: &UnetConfig) -> Result<Self> {
-        let Level { channels, heads, transformer_layers } = level;
+    fn load(
+        vb: &VarBuilder<'_>,
+        inputs: &[usize],
+        level: Level,
+        config: &UnetConfig,
+        trial: Option<&Trial>,
+    ) -> Result<Self> {
+        let Level { channels, transformer_layers, halved, .. } = level;
         let norm = Norm { num_groups: config.norm_num_groups, eps: config.norm_eps };
         let (resnets, attentions) = (vb.pp("resnets"), vb.pp("attentions"));
         let resnet = |(i, c_in): (usize, &usize)| {
-            ResnetBlock2D::load(&resnets.pp(i), [*c_in, channels], Some(config.time_embed_dim), norm)
+            let vb = resnets.pp(i);
+            let block = ResnetBlock2D::load(&vb, [*c_in, channels], Some(config.time_embed_dim), norm)?;
+            trial.map(|trial| trial.resnet(&vb.prefix(), &block, halved, *c_in)).transpose()?;
+            Ok(block)
         };
-        let attention =
-            |i, layers| Transformer2DModel::load(&attentions.pp(i), channels, heads, layers, config);
+        let attention = |i, layers| Self::attention(&attentions.pp(i), level, layers, config, trial);
+        // In the order of the names, as they lie in a file.
         Ok(Self {
-            resnets: inputs.iter().enumerate().map(resnet).collect::<Result<_>>()?,
             attentions: match transformer_layers {
                 Some(layers) => (0..inputs.len()).map(|i| attention(i, layers)).collect::<Result<_>>()?,
                 None => Vec::new(),
             },
+            resnets: inputs.iter().enumerate().map(resnet).collect::<Result<_>>()?,
         })
+    }
+
+    fn attention(
+        vb: &VarBuilder<'_>,
+        Level { channels, heads, halved, .. }: Level,
+        layers: usize,
+        config: &UnetConfig,
+        trial: Option<&Trial>,
+    ) -> Result<Transformer2DModel> {
+        let block = Transformer2DModel::load(vb, channels, heads, layers, config)?;
+        trial.map(|trial| trial.attention(&vb.prefix(), &block, halved, channels)).transpose()?;
+        Ok(block)
     }
 
     fn forward_one(&self, i: usize, x: Tensor, context: Context<'_>) -> Result<Tensor> {
@@ -97,18 +120,24 @@ pub(super) struct DownBlock {
 
 impl DownBlock {
     /// The `i`th block on the way down.
-    pub(super) fn load(vb: &VarBuilder<'_>, i: usize, config: &UnetConfig) -> Result<Self> {
+    pub(super) fn load(
+        vb: &VarBuilder<'_>,
+        i: usize,
+        config: &UnetConfig,
+        trial: Option<&Trial>,
+    ) -> Result<Self> {
         let level = Level {
             channels: config.block_out_channels[i],
             heads: config.num_attention_heads[i],
             transformer_layers: config.down_attention[i].then_some(config.transformer_layers_per_block[i]),
+            halved: i,
         };
         let mut inputs = vec![level.channels; config.layers_per_block[i]];
         inputs[0] = config.block_out_channels[i.saturating_sub(1)];
         let downsample = i + 1 < config.block_out_channels.len();
         let conv = vb.pp("downsamplers").pp("0").pp("conv");
         Ok(Self {
-            layers: Layers::load(vb, &inputs, level, config)?,
+            layers: Layers::load(vb, &inputs, level, config, trial)?,
             downsamplers: downsample.then(|| Conv2d::load_halving(&conv, level.channels)).transpose()?,
         })
     }
@@ -148,17 +177,18 @@ pub(super) struct MidBlock {
 }
 
 impl MidBlock {
-    pub(super) fn load(vb: &VarBuilder<'_>, config: &UnetConfig) -> Result<Self> {
+    pub(super) fn load(vb: &VarBuilder<'_>, config: &UnetConfig, trial: Option<&Trial>) -> Result<Self> {
         let last = config.block_out_channels.len() - 1;
         let level = Level {
             channels: config.block_out_channels[last],
             heads: config.num_attention_heads[last],
             transformer_layers: None,
+            halved: last,
         };
-        let mut layers = Layers::load(vb, &[level.channels; 2], level, config)?;
         let depth = config.transformer_layers_per_block[last];
-        let vb = vb.pp("attentions").pp("0");
-        layers.attentions.push(Transformer2DModel::load(&vb, level.channels, level.heads, depth, config)?);
+        let attention = Layers::attention(&vb.pp("attentions").pp("0"), level, depth, config, trial)?;
+        let mut layers = Layers::load(vb, &[level.channels; 2], level, config, trial)?;
+        layers.attentions.push(attention);
         Ok(Self { layers })
     }
 
@@ -177,7 +207,12 @@ pub(super) struct UpBlock {
 
 impl UpBlock {
     /// The `i`th block on the way up.
-    pub(super) fn load(vb: &VarBuilder<'_>, i: usize, config: &UnetConfig) -> Result<Self> {
+    pub(super) fn load(
+        vb: &VarBuilder<'_>,
+        i: usize,
+        config: &UnetConfig,
+        trial: Option<&Trial>,
+    ) -> Result<Self> {
         let last = config.block_out_channels.len() - 1;
         let channels = |up: usize| config.block_out_channels[last - up.min(last)];
         let level = Level {
@@ -185,6 +220,7 @@ impl UpBlock {
             heads: config.num_attention_heads[last - i],
             transformer_layers: config.up_attention[i]
                 .then_some(config.reverse_transformer_layers_per_block[i]),
+            halved: last - i,
         };
         let count = config.layers_per_block[last - i] + 1;
         let inputs: Vec<_> = (0..count)
@@ -196,7 +232,7 @@ impl UpBlock {
             .collect();
         let conv = vb.pp("upsamplers").pp("0").pp("conv");
         Ok(Self {
-            layers: Layers::load(vb, &inputs, level, config)?,
+            layers: Layers::load(vb, &inputs, level, config, trial)?,
             upsamplers: (i < last).then(|| Conv2d::load(&conv, [level.channels; 2], 3)).transpose()?,
         })
     }

@@ -6,6 +6,7 @@ mod config;
 mod embeddings;
 mod prompt;
 mod transformer;
+mod trial;
 
 use blocks::{Context, DownBlock, Kept, MidBlock, UpBlock};
 use candle_core::{DType, Device, Tensor};
@@ -13,6 +14,8 @@ use candle_nn::VarBuilder;
 pub use config::UnetConfig;
 use embeddings::{TimestepEmbedding, Timesteps};
 pub use prompt::Prompt;
+use std::time::Duration;
+use trial::Trial;
 
 use crate::{ModelError, conv::Conv2d, norm::GroupNorm};
 
@@ -50,25 +53,40 @@ impl Unet {
     /// # Errors
     /// A tensor is missing or misshapen.
     pub fn new(vb: &VarBuilder<'_>, config: &UnetConfig) -> Result<Self, ModelError> {
+        Self::load(vb, config, false).map(|(unet, _)| unet)
+    }
+
+    /// [`Unet::new`], and where it is packed the layers are tried as they are loaded; then, how long all of those took that have
+    /// weights to speak of: at least as long as a guided step of one picture at 8 x 8 latents and of one token.
+    ///
+    /// # Errors
+    /// As [`Unet::new`]; a weight that is not finite.
+    pub fn tried(vb: &VarBuilder<'_>, config: &UnetConfig) -> Result<(Self, Option<Duration>), ModelError> {
+        Self::load(vb, config, true)
+    }
+
+    fn load(
+        vb: &VarBuilder<'_>,
+        config: &UnetConfig,
+        tried: bool,
+    ) -> Result<(Self, Option<Duration>), ModelError> {
         let channels = config.block_out_channels[0];
         let blocks = config.block_out_channels.len();
         let embedding = |name, width| TimestepEmbedding::load(&vb.pp(name), width, config.time_embed_dim);
         let (down, up) = (vb.pp("down_blocks"), vb.pp("up_blocks"));
-        Ok(Self {
+        // In the order of the names, as they lie in a file.
+        let add_embedding = embedding("add_embedding", config.projection_class_embeddings_input_dim)?;
+        let conv_in = Conv2d::load(&vb.pp("conv_in"), [config.in_channels, channels], 3)?;
+        let tried = tried && conv_in.packed().is_some();
+        let trial = tried.then(|| Trial::new(config, vb.dtype())).transpose()?;
+        let trial = trial.as_ref();
+        let unet = Self {
             dtype: vb.dtype(),
             device: vb.device().clone(),
             time_proj: Timesteps::new(channels, config),
-            time_embedding: embedding("time_embedding", channels)?,
             add_time_proj: Timesteps::new(config.addition_time_embed_dim, config),
-            add_embedding: embedding("add_embedding", config.projection_class_embeddings_input_dim)?,
-            conv_in: Conv2d::load(&vb.pp("conv_in"), [config.in_channels, channels], 3)?,
-            down_blocks: (0..blocks)
-                .map(|i| DownBlock::load(&down.pp(i), i, config))
-                .collect::<candle_core::Result<_>>()?,
-            mid_block: MidBlock::load(&vb.pp("mid_block"), config)?,
-            up_blocks: (0..blocks)
-                .map(|i| UpBlock::load(&up.pp(i), i, config))
-                .collect::<candle_core::Result<_>>()?,
+            add_embedding,
+            conv_in,
             conv_norm_out: GroupNorm::load(
                 &vb.pp("conv_norm_out"),
                 config.norm_num_groups,
@@ -76,8 +94,17 @@ impl Unet {
                 config.norm_eps,
             )?,
             conv_out: Conv2d::load(&vb.pp("conv_out"), [channels, config.out_channels], 3)?,
+            down_blocks: (0..blocks)
+                .map(|i| DownBlock::load(&down.pp(i), i, config, trial))
+                .collect::<candle_core::Result<_>>()?,
+            mid_block: MidBlock::load(&vb.pp("mid_block"), config, trial)?,
+            time_embedding: embedding("time_embedding", channels)?,
+            up_blocks: (0..blocks)
+                .map(|i| UpBlock::load(&up.pp(i), i, config, trial))
+                .collect::<candle_core::Result<_>>()?,
             config: config.clone(),
-        })
+        };
+        Ok((unet, trial.map(Trial::took)))
     }
 
     /// What the network was built from.

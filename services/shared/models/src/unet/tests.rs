@@ -160,6 +160,32 @@ fn packed(dtype: DType) -> Unet {
 }
 
 #[test]
+fn layers_are_tried_as_they_are_loaded_where_they_are_packed() {
+    let config = UnetConfig::from_json(TINY, Path::new("config.json")).unwrap();
+    let tried = |vb: &VarBuilder<'_>| Unet::tried(vb, &config);
+    assert!(tried(&seeded::weights()).unwrap().1.is_none());
+
+    let recorder = crate::TensorRecorder::default();
+    Unet::new(&recorder.var_builder(), &config).unwrap();
+    let _packing = crate::Packing::new();
+    for dtype in [DType::F32, DType::BF16] {
+        let (_, took) = tried(&seeded::weights().set_dtype(dtype)).unwrap();
+        assert!(took.is_some_and(|took| !took.is_zero()));
+        for bad in ["down_blocks.0.resnets.0", "mid_block.attentions.0", "up_blocks.1.resnets.1"] {
+            let tensor = |spec: &crate::TensorSpec| {
+                let is_bad = spec.name.starts_with(&format!("{bad}.")) && spec.name.ends_with(".bias");
+                let value = if is_bad { f32::NAN } else { 0.01 };
+                (spec.name.clone(), Tensor::full(value, spec.shape.as_slice(), &Device::Cpu).unwrap())
+            };
+            let tensors = recorder.specs().iter().map(tensor).collect();
+            let error =
+                tried(&VarBuilder::from_tensors(tensors, dtype, &Device::Cpu)).unwrap_err().to_string();
+            assert!(error.contains(&format!("{bad}: what it makes of zeros is not finite")), "{error}");
+        }
+    }
+}
+
+#[test]
 fn the_packed_network_is_the_same() {
     let unet = tiny();
     // Of a bf16's eight digits, over the two dozen products that follow each other here.

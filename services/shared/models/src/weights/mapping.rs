@@ -1,25 +1,21 @@
-//! One safetensors file in memory: mapped, its header parsed and checked against the file's length.
+//! One safetensors file: mapped, its header parsed and checked against the file's length.
 
-#![expect(
-    unsafe_code,
-    reason = "mapping a file and giving its pages back are unsafe calls; each is proven below"
-)]
+#![expect(unsafe_code, reason = "mapping a file is an unsafe call")]
 
 use std::{
     fs::File,
+    io::{self, ErrorKind},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 use safetensors::{
     SafeTensors,
     tensor::{Dtype, Metadata, SafeTensorError},
 };
 
 use crate::ModelError;
-
-/// Pages are given back in whole multiples of it; larger than any page size in use is safe, smaller is not.
-const PAGE: usize = 64 * 1024;
 
 /// A mapped safetensors file whose header is known to fit it.
 #[derive(Debug)]
@@ -28,17 +24,17 @@ pub(super) struct MappedFile {
     file: File,
     map: Mmap,
     /// Where the tensors' bytes begin.
-    data_start: usize,
+    data_start: u64,
     metadata: Metadata,
 }
 
 /// A tensor as it lies in the file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StoredTensor<'a> {
     pub(super) dtype: Dtype,
     pub(super) shape: &'a [usize],
-    /// Little-endian values, row by row; not necessarily aligned.
-    pub(super) data: &'a [u8],
+    /// Where its little-endian values are, row by row; not necessarily aligned.
+    pub(super) range: Range<u64>,
 }
 
 impl MappedFile {
@@ -56,7 +52,7 @@ impl MappedFile {
         let map = unsafe { Mmap::map(&file) }.map_err(ModelError::reading(path, expected))?;
         let (header, metadata) =
             SafeTensors::read_metadata(&map).map_err(|e| header_fault(path, &map, &e))?;
-        Ok(Self { path: path.to_owned(), file, map, data_start: 8 + header, metadata })
+        Ok(Self { path: path.to_owned(), file, map, data_start: 8 + header as u64, metadata })
     }
 
     /// The file's path.
@@ -68,22 +64,35 @@ impl MappedFile {
         &self.file
     }
 
-    /// Its bytes.
-    pub(super) fn len(&self) -> u64 {
-        self.map.len() as u64
-    }
-
     /// Names of the tensors in it, in the order of their bytes.
     pub(super) fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
+    }
+
+    /// Where its tensors are, in order; those without a number left out.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        let names = self.metadata.offset_keys().into_iter();
+        names.filter_map(|name| Some(self.tensor(&name)?.range)).filter(|range| !range.is_empty())
     }
 
     /// The tensor of that name.
     pub(super) fn tensor(&self, name: &str) -> Option<StoredTensor<'_>> {
         let info = self.metadata.info(name)?;
         let (start, end) = info.data_offsets;
-        let data = self.map.get(self.data_start + start..self.data_start + end)?;
-        Some(StoredTensor { dtype: info.dtype, shape: &info.shape, data })
+        let range = self.data_start + start as u64..self.data_start + end as u64;
+        Some(StoredTensor { dtype: info.dtype, shape: &info.shape, range })
+    }
+
+    /// Why bytes that the header tells of cannot be read.
+    pub(super) fn fault(&self, error: io::Error) -> ModelError {
+        let path = self.path.clone();
+        match error.kind() {
+            ErrorKind::UnexpectedEof => {
+                let found = self.file.metadata().map_or(0, |file| file.len());
+                ModelError::TruncatedFile { path, found, expected: self.map.len() as u64 }
+            }
+            _ => ModelError::OpenFile { path, source: error },
+        }
     }
 
     /// Whether the other file has the same bytes.
@@ -93,21 +102,6 @@ impl MappedFile {
             _ => false,
         };
         same_file || self.map[..] == other.map[..]
-    }
-
-    /// Lets the kernel take back the pages of a tensor that has been read, so that a process loading 10 GB does
-    /// not count 10 GB of file beside the converted weights. Best effort: a refusal changes only the memory figure.
-    pub(super) fn release(&self, name: &str) {
-        let Some(info) = self.metadata.info(name) else { return };
-        let (start, end) = info.data_offsets;
-        let start = (self.data_start + start).next_multiple_of(PAGE);
-        let end = (self.data_start + end) / PAGE * PAGE;
-        if start < end && end <= self.map.len() {
-            // SAFETY: DONTNEED on a read-only mapping of a file only drops page-table entries; a later read of the
-            // range faults the same bytes in again, so even a reference into the range stays good. The range lies
-            // within the map and begins on a page boundary.
-            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
-        }
     }
 }
 

@@ -1,22 +1,24 @@
 //! A component's weights: which files they lie in, and a `VarBuilder` that converts each tensor once.
 
-mod ahead;
 mod convert;
 mod locate;
 mod mapping;
+mod pages;
+mod reader;
 mod record;
+mod source;
 mod stored;
 
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, atomic::Ordering},
+    sync::{Arc, OnceLock},
 };
 
-use ahead::Asked;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use mapping::{MappedFile, StoredTensor};
+use reader::Reader;
 pub use record::{TensorRecorder, TensorSpec};
 pub(crate) use stored::Stored;
 
@@ -33,7 +35,7 @@ pub struct Weights {
     /// Tensor name, in today's spelling, to file and the name as spelt there.
     index: Arc<HashMap<String, (usize, String)>>,
     /// Once networks are built of them.
-    asked: Arc<OnceLock<Asked>>,
+    reader: Arc<OnceLock<Reader>>,
 }
 
 impl Weights {
@@ -56,7 +58,7 @@ impl Weights {
             folder: folder.to_owned(),
             files: Arc::new(files),
             index: Arc::new(index),
-            asked: Arc::default(),
+            reader: Arc::default(),
         })
     }
 
@@ -84,12 +86,12 @@ impl Weights {
     /// that returns `ModelError` is enough. From the first builder on the files are read ahead.
     #[must_use]
     pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        self.asked.get_or_init(|| {
-            let asked = Asked::default();
-            ahead::start(&self.files, &asked);
-            asked
-        });
+        self.reader();
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
+    }
+
+    fn reader(&self) -> &Reader {
+        self.reader.get_or_init(|| Reader::new(&self.files))
     }
 
     /// The file to name when a tensor is in none of them.
@@ -100,13 +102,13 @@ impl Weights {
         }
     }
 
-    /// File, name there and bytes of a tensor that is of the shape wanted and of a type that can be computed with; its own
-    /// shape where none is wanted.
+    /// A tensor that is of the shape wanted and of a type that can be computed with, and which file it is in; its own shape
+    /// where none is wanted.
     fn find<'a>(
         &'a self,
         name: &str,
         want: Option<&'a Shape>,
-    ) -> Result<(usize, &'a str, StoredTensor<'a>), ModelError> {
+    ) -> Result<(usize, StoredTensor<'a>), ModelError> {
         let missing = || ModelError::MissingTensor { path: self.blame(), tensor: name.to_owned() };
         let (at, stored_name) = self.index.get(name).ok_or_else(missing)?;
         let file = &self.files[*at];
@@ -122,10 +124,7 @@ impl Weights {
                 (file.path().to_owned(), stored_name.clone(), format!("{:?}", stored.dtype));
             return Err(ModelError::UnsupportedTensorType { path, tensor, found });
         }
-        if let Some(asked) = self.asked.get() {
-            asked.fetch_add(stored.data.len() as u64, Ordering::Relaxed);
-        }
-        Ok((*at, stored_name, StoredTensor { shape, ..stored }))
+        Ok((*at, StoredTensor { shape, ..stored }))
     }
 
     fn load(
@@ -135,15 +134,15 @@ impl Weights {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor, ModelError> {
-        let (file, stored_name, stored) = self.find(name, want)?;
-        let tensor = convert::to_tensor(stored.data, stored.dtype, stored.shape, dtype, device)?;
-        self.files[file].release(stored_name);
-        Ok(tensor)
+        let (file, stored) = self.find(name, want)?;
+        let bytes = self.reader().bytes(file, stored.range)?;
+        Ok(convert::to_tensor(&bytes, stored.dtype, stored.shape, dtype, device)?)
     }
 
     fn stored(&self, name: &str, want: &Shape, dtype: DType) -> Result<Stored, ModelError> {
-        let (file, stored_name, _) = self.find(name, Some(want))?;
-        Ok(Stored::new(Arc::clone(&self.files), (file, stored_name.to_owned()), want, dtype))
+        let (file, stored) = self.find(name, Some(want))?;
+        let bytes = self.reader().bytes(file, stored.range)?;
+        Ok(Stored::new(bytes, stored.dtype, want, dtype))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Weights as they lie in their files, for whoever takes them apart in any case: no tensor is made of them.
 
-use std::{cell::RefCell, ops::Range, sync::Arc};
+use std::{cell::RefCell, ops::Range};
 
 use candle_core::{DType, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -9,24 +9,15 @@ use safetensors::Dtype;
 
 use super::{
     convert::{self, BLOCK},
-    mapping::{MappedFile, StoredTensor},
+    pages::Bytes,
 };
 
-/// A tensor in a file, whose pages are given back when this is dropped.
+/// A tensor's bytes as they were in its file.
 #[derive(Debug)]
 pub(crate) struct Stored {
-    files: Arc<Vec<MappedFile>>,
-    file: usize,
-    /// As spelt there.
-    name: String,
+    bytes: Bytes,
+    stored_as: Dtype,
     shape: Vec<usize>,
-    dtype: DType,
-}
-
-/// Its numbers.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Numbers<'a> {
-    stored: StoredTensor<'a>,
     dtype: DType,
 }
 
@@ -72,13 +63,8 @@ impl Stored {
         ASKED.set(Some(Some(self)));
     }
 
-    pub(super) fn new(
-        files: Arc<Vec<MappedFile>>,
-        (file, name): (usize, String),
-        shape: &Shape,
-        dtype: DType,
-    ) -> Self {
-        Self { files, file, name, shape: shape.dims().to_vec(), dtype }
+    pub(super) fn new(bytes: Bytes, stored_as: Dtype, shape: &Shape, dtype: DType) -> Self {
+        Self { bytes, stored_as, shape: shape.dims().to_vec(), dtype }
     }
 
     pub(crate) fn dims(&self) -> &[usize] {
@@ -90,36 +76,22 @@ impl Stored {
         self.dtype
     }
 
-    /// Its numbers in its file.
-    pub(crate) fn numbers(&self) -> Option<Numbers<'_>> {
-        let stored = self.files[self.file].tensor(&self.name)?;
-        Some(Numbers { stored, dtype: self.dtype })
-    }
-}
-
-impl Drop for Stored {
-    fn drop(&mut self) {
-        self.files[self.file].release(&self.name);
-    }
-}
-
-impl<'a> Numbers<'a> {
     /// The type that they are stored as.
     pub(crate) fn stored_as(&self) -> Dtype {
-        self.stored.dtype
+        self.stored_as
     }
 
-    /// As they lie in the file, the little end first.
-    pub(crate) fn bytes(&self) -> &'a [u8] {
-        self.stored.data
+    /// As they were in the file, the little end first.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
-    /// Those from `first` on, as the numbers that are computed with.
+    /// Numbers from `first` on, as those that are computed with.
     pub(crate) fn read(&self, first: usize, out: &mut [f32]) {
-        let from = self.stored.dtype;
+        let from = self.stored_as;
         let width = from.bitsize() / 8;
         let Range { start, end } = first * width..(first + out.len()) * width;
-        let bytes = &self.stored.data[start..end];
+        let bytes = &self.bytes[start..end];
         for (out, bytes) in out.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK * width)) {
             convert::read_f32(bytes, from, out);
             if self.dtype == DType::BF16 {
