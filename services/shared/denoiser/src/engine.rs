@@ -30,7 +30,7 @@ pub struct DenoiserEngine {
     limits: BatchLimits,
     /// As given; what is missing is found when getting warm.
     given: Vec<BatchLimit>,
-    /// What trying all layers took while they were loaded.
+    /// What trying layers took while they were loaded.
     tried: Option<Duration>,
 }
 
@@ -195,7 +195,8 @@ impl Engine for DenoiserEngine {
 
     fn warm_up(&mut self) -> Result<(), EngineError> {
         if self.tried.is_some_and(|took| took.as_secs_f64() > NO_DOUBT * batch::LONGEST) {
-            return Ok(());
+            // Where a step would be too long to wait for, all but it.
+            return self.begin_with(self.warm_up_job(Size::new(MIN_SIDE, MIN_SIDE), 2), 1).map(drop);
         }
         let side = (self.info.sample_size * SIDE_MULTIPLE).clamp(MIN_SIDE, MAX_SIDE);
         // A small size and one token are enough to find what does not work: a whole prompt's keys and values would take

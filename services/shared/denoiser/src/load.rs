@@ -1,11 +1,11 @@
 //! From a checkpoint folder to an engine, or to the reason why it is not one.
 
 use crate::DenoiserEngine;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use candle_core::{DType, Device};
 use sdxl_core::{DenoiserInfo, StageKind};
 use sdxl_models::{
-    Packing, PipelineDir, Weights,
+    ModelError, Packing, PipelineDir, Weights,
     text::ClipTextConfig,
     unet::{Unet, UnetConfig},
 };
@@ -35,7 +35,10 @@ impl DenoiserEngine {
         let weights = Weights::open(&dir.unet())?.var_builder(dtype, device);
         let revision = dir.revision(&["unet", "scheduler"])?;
         let _packing = Packing::new();
-        let (unet, tried) = Unet::tried(&weights, &config)?;
+        let (unet, tried) = Unet::tried(&weights, &config).map_err(|error| match error {
+            ModelError::Compute(_) => anyhow!("{}: {error}", dir.unet().display()),
+            other => other.into(),
+        })?;
         let info = StageInfo {
             kind,
             model: dir.name().to_owned(),

@@ -56,11 +56,11 @@ impl Unet {
         Self::load(vb, config, false).map(|(unet, _)| unet)
     }
 
-    /// [`Unet::new`], and where it is packed the layers are tried as they are loaded; then, how long all of those took that have
-    /// weights to speak of: at least as long as a guided step of one picture at 8 x 8 latents and of one token.
+    /// [`Unet::new`], and where it is packed its residual blocks and transformers are tried as they are loaded; then, how long they
+    /// took: about as long as a guided step of one picture at 8 x 8 latents and of one token.
     ///
     /// # Errors
-    /// As [`Unet::new`]; a weight that is not finite.
+    /// As [`Unet::new`]; one of them makes of zeros what is not finite.
     pub fn tried(vb: &VarBuilder<'_>, config: &UnetConfig) -> Result<(Self, Option<Duration>), ModelError> {
         Self::load(vb, config, true)
     }

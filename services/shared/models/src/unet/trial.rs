@@ -1,7 +1,7 @@
-//! Layers tried out one by one as they are loaded, while the disk is at the next one's weights.
+//! Residual blocks and transformers, which hold most weights, tried out one by one as they are loaded, while the disk is at the
+//! next one's.
 //!
-//! A step goes through all weights once more, which on a CPU takes a third as long as reading them did. Trying layers meanwhile
-//! finds what does not work just as well.
+//! A step goes through all weights once more, which on a CPU takes a third as long as reading them did.
 
 use std::{
     cell::Cell,
@@ -11,14 +11,14 @@ use std::{
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{UnetConfig, blocks::Context, prompt::Prompt, transformer::Transformer2DModel};
-use crate::{finite, resnet::ResnetBlock2D};
+use crate::{ModelError, finite, resnet::ResnetBlock2D};
 
 /// Of the latents of a step that would do the same.
 const SIDE: usize = 8;
 /// With guidance.
 const ITEMS: usize = 2;
 
-/// What layers on a CPU, packed, are tried with: zeros, of one token.
+/// What packed layers are tried with: zeros, of one token.
 #[derive(Debug)]
 pub(super) struct Trial {
     temb: Tensor,
@@ -72,8 +72,11 @@ impl Trial {
         let side = (SIDE >> level).max(1);
         let x = Tensor::zeros((ITEMS, side, side, channels), DType::F32, &Device::Cpu)?;
         let y = forward(x, Context { temb: &self.temb, prompts: &[&self.prompt] })?;
-        if finite::check(&y, "a layer", None).is_err() {
-            candle_core::bail!("{name}: what it makes of zeros is not finite: one of its weights is not");
+        match finite::check(&y, "a layer", None) {
+            Err(ModelError::NonFinite { .. }) => {
+                candle_core::bail!("{name}: what it makes of zeros is not finite: a weight may not be")
+            }
+            checked => checked?,
         }
         self.took.set(self.took.get() + began.elapsed());
         Ok(())

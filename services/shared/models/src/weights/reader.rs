@@ -23,7 +23,7 @@ struct Sizes {
     lead: u64,
     /// May be kept of what was read and not asked for, where tensors are asked for in another order than the file's.
     most: u64,
-    /// For whoever asks to go on: the rest may be of no use to it.
+    /// For whoever has asked to go on: the rest may be of no use to it.
     patience: Duration,
 }
 
@@ -63,6 +63,8 @@ struct State {
     asked: usize,
     /// What somebody waits for.
     wanted: Option<usize>,
+    /// Whether anything was asked for yet.
+    began: bool,
     /// How many threads there are.
     threads: usize,
     dropped: bool,
@@ -100,7 +102,14 @@ impl Reader {
             }
         }
         let places = spans.iter().map(|_| Place::OnDisk).collect();
-        let state = Mutex::new(State { places, asked: 0, wanted: None, threads: THREADS, dropped: false });
+        let state = Mutex::new(State {
+            places,
+            asked: 0,
+            wanted: None,
+            began: false,
+            threads: THREADS,
+            dropped: false,
+        });
         let (files, pool, changed) = (Arc::clone(files), Pool::default(), Condvar::new());
         let shared = Arc::new(Shared { files, spans, sizes, pool, state, changed });
         for _ in 0..THREADS {
@@ -121,7 +130,7 @@ impl Reader {
         let shared = &*self.0;
         let at = shared.spans.partition_point(|span| (span.file, span.bytes.end) < (file, range.end));
         let mut state = shared.state();
-        state.asked = at;
+        (state.asked, state.began) = (at, true);
         while state.threads > 0 && !range.is_empty() {
             let place = &mut state.places[at];
             if let Place::Here { bytes, left } = place {
@@ -134,7 +143,7 @@ impl Reader {
                 shared.changed.notify_all();
                 return Ok(part);
             }
-            if !matches!(place, Place::OnItsWay) {
+            if !matches!(place, Place::OnItsWay) && state.wanted.is_none() {
                 state.wanted = Some(at);
                 shared.changed.notify_all();
             }
@@ -192,10 +201,10 @@ impl Shared {
             }
             let (again, waited) =
                 self.changed.wait_timeout(state, self.sizes.patience).unwrap_or_else(PoisonError::into_inner);
-            if waited.timed_out() {
+            state = again;
+            if waited.timed_out() && state.began && state.wanted.is_none() {
                 return None;
             }
-            state = again;
         }
     }
 
@@ -265,6 +274,7 @@ impl Drop for Ends<'_> {
         state.threads = if thread::panicking() { 0 } else { state.threads.saturating_sub(1) };
         if state.threads == 0 {
             state.places.clear();
+            state.wanted = None;
             self.0.pool.clear();
         }
         self.0.changed.notify_all();
@@ -375,6 +385,8 @@ mod tests {
         let files = files(folder.path());
         let tensors = tensors(&files);
         let reader = Reader::of_sizes(&files, Sizes { patience: Duration::from_millis(1), ..SMALL });
+        assert!(reader.0.state().threads > 0);
+        reader.bytes(0, tensors[0].1.clone()).unwrap();
         let began = Instant::now();
         while reader.0.state().threads > 0 {
             assert!(began.elapsed() < Duration::from_secs(60), "threads that nobody asks end");

@@ -3,20 +3,20 @@
 use std::{
     fs::File,
     io::{self, ErrorKind},
-    ops::Range,
     os::unix::fs::FileExt,
     time::{Duration, Instant},
 };
 
-/// What reads past the page cache begin and end with, in the file and in memory: no device has larger blocks in use.
+/// What reads past the page cache begin and end with, in the file and in memory; a device that wants more is read through it.
 pub(super) const BLOCK: u64 = 4096;
 /// How far apart pages are that are looked for in the page cache.
 #[cfg(target_os = "linux")]
 const STRIDE: usize = 2 << 20;
 /// After so many bytes a device's speed is known.
 const ENOUGH: u64 = 128 << 20;
-/// Bytes a second: below it reading is all that a start waits for, and the next one is better off with the page cache.
-const SLOW: f64 = 500e6;
+/// Bytes a second that one of two threads gets: below it reading is all that a start waits for, and the next one is better off
+/// with the page cache.
+const SLOW: f64 = 250e6;
 
 /// A file to be read from.
 #[derive(Debug)]
@@ -43,18 +43,16 @@ impl<'a> Source<'a> {
     pub(super) fn fill(&mut self, from: u64, wanted: usize, pages: &mut [u8]) -> io::Result<()> {
         if let Some(direct) = self.direct.as_ref().filter(|_| !in_page_cache(self.file, from, wanted)) {
             let began = Instant::now();
-            match fill(direct, from, wanted, pages) {
-                Ok(()) => {
-                    self.read += wanted as u64;
-                    self.took += began.elapsed();
-                    if self.read >= ENOUGH && self.read as f64 / self.took.as_secs_f64() < SLOW {
-                        self.direct = None;
-                    }
-                    return Ok(());
-                }
-                // What its file system says if it does not know such reading, or wants larger blocks.
-                Err(error) if error.kind() == ErrorKind::InvalidInput => self.direct = None,
-                Err(error) => return Err(error),
+            let read = fill(direct, from, wanted, pages);
+            self.read += wanted as u64;
+            self.took += began.elapsed();
+            let slow = self.read >= ENOUGH && (self.read as f64) < SLOW * self.took.as_secs_f64();
+            // Where its file system does not know such reading, or wants larger blocks, it is read like any other.
+            if slow || read.is_err() {
+                self.direct = None;
+            }
+            if read.is_ok() {
+                return read;
             }
         }
         fill(self.file, from, wanted, pages)
@@ -89,16 +87,21 @@ fn direct(_: &File) -> Option<File> {
     None
 }
 
-/// Whether bytes are in the page cache, by the look of some of them.
+/// Whether bytes are in the page cache, by the look of some of them; or it cannot be told. Each time others are looked at, as
+/// the system fetches a page that is looked for.
 #[cfg(target_os = "linux")]
 fn in_page_cache(file: &File, from: u64, len: usize) -> bool {
-    use rustix::io::{ReadWriteFlags, preadv2};
-    use std::io::IoSliceMut;
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+    use std::{
+        hash::{BuildHasher, RandomState},
+        io::IoSliceMut,
+    };
     let mut byte = [0];
-    let Range { start, end } = 0..len.max(1);
-    (start..end).step_by(STRIDE).chain([end - 1]).all(|at| {
+    let len = len.max(1);
+    let first = RandomState::new().hash_one(from) as usize % len.min(STRIDE);
+    (first..len).step_by(STRIDE).all(|at| {
         let byte = &mut [IoSliceMut::new(&mut byte)];
-        preadv2(file, byte, from + at as u64, ReadWriteFlags::NOWAIT) == Ok(1)
+        preadv2(file, byte, from + at as u64, ReadWriteFlags::NOWAIT) != Err(Errno::AGAIN)
     })
 }
 
@@ -144,14 +147,12 @@ mod tests {
             assert!(rest(&mut Source::new(&file), from).unwrap() == expected);
             assert!(rest(&mut Source::through_cache(&file), from).unwrap() == expected);
             fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+            // Some file systems keep all of it, and of some it cannot be told.
+            let forgets = direct(&file).is_some() && !in_page_cache(&file, 0, LEN);
             assert!(rest(&mut Source::new(&file), from).unwrap() == expected);
-            // Where a file system knows such reading it leaves the page cache as it is.
-            if direct(&file).is_some() && !in_page_cache(&file, from, 1) {
-                assert!(rest(&mut Source::new(&file), from).unwrap() == expected);
-                assert!(!in_page_cache(&file, from, LEN - from as usize));
-            }
+            // Of four places that are looked at, at most one was fetched by looking.
+            assert_eq!(in_page_cache(&file, 0, LEN), !forgets);
         }
-        assert!(!in_page_cache(&file, 0, LEN + 1), "there is no byte behind the last");
     }
 
     #[test]
@@ -160,7 +161,7 @@ mod tests {
         fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         let mut source = Source::new(&file);
         let can = source.direct.is_some() && !in_page_cache(&file, 0, LEN);
-        (source.read, source.took) = (ENOUGH, Duration::from_secs(1));
+        (source.read, source.took) = (ENOUGH, Duration::from_secs(100));
         assert!(rest(&mut source, 0).unwrap() == bytes);
         assert_eq!(source.direct.is_none(), can);
     }
