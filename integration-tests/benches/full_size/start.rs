@@ -61,8 +61,8 @@ pub(crate) fn run(peers: &Peers) -> Tables {
     }
     table.note(format!(
         "Reading the file of {:.1} GB takes {on_disk:.1} s from the disk, {in_memory:.1} s where it is in memory and \
-         {past_page_cache:.1} s past the page cache. Ready is one step at 8 x 8 latents on PyTorch's side; sdxl has tried each \
-         layer at that size by then. Best of {TURNS} turns, each a reading and a start; PyTorch's of one. Memory is written to and \
+         {past_page_cache:.1} s past the page cache. Ready is one step at 8 x 8 latents on PyTorch's side; sdxl has tried its \
+         residual blocks and transformers at that size by then. Best of {TURNS} turns, each a reading and a start; PyTorch's of one. Memory is written to and \
          given back before each: else whoever is first waits for the host of a virtual machine, seconds for each GB; PyTorch, which loads \
          its libraries first, may wait still.",
         file.metadata().expect("the weights").len() as f64 / 1e9

@@ -20,7 +20,34 @@ pub(crate) fn text_encoder(folder: &Path, with_projection: bool) -> Result<Vec<T
 pub(crate) fn unet(config: &Path) -> Result<Vec<TensorSpec>, ModelError> {
     let recorder = TensorRecorder::default();
     Unet::new(&recorder.var_builder(), &UnetConfig::open(config)?)?;
-    Ok(recorder.specs())
+    let mut specs = recorder.specs();
+    specs.sort_by_key(|spec| turn(&spec.name));
+    Ok(specs)
+}
+
+/// When a denoiser's tensor is drawn: its part, which block of it and which kind of layer. The order is part of what a seed
+/// stands for, whatever order the network loads in.
+fn turn(name: &str) -> (usize, usize, usize) {
+    const PARTS: [&str; 8] = [
+        "time_embedding",
+        "add_embedding",
+        "conv_in",
+        "down_blocks",
+        "mid_block",
+        "up_blocks",
+        "conv_norm_out",
+        "conv_out",
+    ];
+    const LAYERS: [&str; 4] = ["resnets", "attentions", "downsamplers", "upsamplers"];
+    let place =
+        |list: &[&str], name: &str| list.iter().position(|other| *other == name).unwrap_or(list.len());
+    let mut names = name.split('.');
+    let part = place(&PARTS, names.next().unwrap_or_default());
+    let second = names.next().unwrap_or_default();
+    match second.parse() {
+        Ok(block) => (part, block, place(&LAYERS, names.next().unwrap_or_default())),
+        Err(_) => (part, 0, place(&LAYERS, second)),
+    }
 }
 
 /// An autoencoder's tensors: those of the decoder, and the encoder's, which we do not run and diffusers does.
