@@ -2,72 +2,110 @@
 
 use crate::{
     checkpoint,
+    memory::Memory,
     peer::{self, Peers},
     stage::{self, Stage},
     table::{Row, Table, Tables, Target},
 };
+use memmap2::MmapMut;
 use rustix::fs::{Advice, Mode, OFlags, fadvise, open};
-use std::{
-    ffi::OsStr,
-    fs::{self, File},
-    hint::black_box,
-    io::Read,
-    path::Path,
-    time::Instant,
-};
+use std::{ffi::OsStr, fs::File, io::Read, path::Path, time::Instant};
 
 const OF_READING: Target = Target::AtMost(1.2);
-/// Of reading the file and of a start, one after the other: what a shared machine's disk and memory do varies threefold.
-const TURNS: usize = 4;
-/// What is read past the page cache begins with it, in the file and in memory.
-const BLOCK: usize = 4096;
+/// Each of them reading the file and a start, one right after the other: what a shared machine's disk and memory do varies threefold.
+const TURNS: usize = 5;
+
+/// Seconds of each turn.
+#[derive(Debug, Default)]
+struct Seconds {
+    reading: Vec<f64>,
+    past_page_cache: Vec<f64>,
+    start: Vec<f64>,
+}
 
 pub(crate) fn run(peers: &Peers) -> Tables {
     let folder = checkpoint::full_size();
     let file = folder.join("unet/diffusion_pytorch_model.safetensors");
     let mut table = Table::new("Start of the base UNet, full size, to ready: weights loaded and tried.");
-    let kinds = peers.dtypes().flat_map(|dtype| [true, false].map(|cold| (dtype, cold)));
-    let mut reading = [f64::NAN; 2];
-    let mut past_page_cache = f64::NAN;
-    let mut starts = Vec::new();
-    for (dtype, cold) in kinds {
-        let mut own = f64::NAN;
-        for _ in 0..TURNS {
-            let of_the_kind = &mut reading[usize::from(cold)];
-            *of_the_kind = of_the_kind.min(read(&file, cold));
-            if cold {
-                past_page_cache = past_page_cache.min(read_direct(&file));
-            }
-            match ours(&folder, &file, dtype, cold) {
-                Ok(ready) => own = own.min(ready),
-                Err(why) => table.note(why),
-            }
+    let mut memory = Memory::default();
+    let [mut on_disk, mut in_memory, mut past_page_cache] = [const { Vec::new() }; 3];
+    for dtype in peers.dtypes() {
+        for cold in [true, false] {
+            let seconds = turns(&mut memory, &folder, &file, dtype, cold, &mut table);
+            let torch = theirs(&mut memory, &folder, &file, dtype, cold, peers).unwrap_or_else(|why| {
+                table.note(why);
+                f64::NAN
+            });
+            let place = if cold { "file not in memory" } else { "file in memory" };
+            let row = Row::new(
+                format!("start to ready, {dtype}, {place}, s"),
+                [median(&seconds.start), torch, f64::NAN],
+            );
+            let ratios: Vec<f64> =
+                seconds.start.iter().zip(&seconds.reading).map(|(start, reading)| start / reading).collect();
+            table.add(if cold {
+                row.held(median(&ratios), "over reading the file", OF_READING)
+            } else {
+                row
+            });
+            let readings = if cold { &mut on_disk } else { &mut in_memory };
+            readings.extend(seconds.reading);
+            past_page_cache.extend(seconds.past_page_cache);
         }
-        let torch = theirs(&folder, &file, dtype, cold, peers).unwrap_or_else(|why| {
-            table.note(why);
-            f64::NAN
-        });
-        starts.push((dtype, cold, [own, torch, f64::NAN]));
-    }
-    let [in_memory, on_disk] = reading;
-    for (dtype, cold, seconds) in starts {
-        let place = if cold { "file not in memory" } else { "file in memory" };
-        let row = Row::new(format!("start to ready, {dtype}, {place}, s"), seconds);
-        table.add(if cold {
-            row.held(seconds[0] / on_disk, "over reading the file", OF_READING)
-        } else {
-            row
-        });
     }
     table.note(format!(
-        "Reading the file of {:.1} GB takes {on_disk:.1} s from the disk, {in_memory:.1} s where it is in memory and \
-         {past_page_cache:.1} s past the page cache. Ready is one step at 8 x 8 latents on PyTorch's side; sdxl has tried its \
-         residual blocks and transformers at that size by then. Best of {TURNS} turns, each a reading and a start; PyTorch's of one. Memory is written to and \
-         given back before each: else whoever is first waits for the host of a virtual machine, seconds for each GB; PyTorch, which loads \
-         its libraries first, may wait still.",
-        file.metadata().expect("the weights").len() as f64 / 1e9
+        "Reading the file of {:.1} GB takes {:.1} s from the disk, {:.1} s where it is in memory and {:.1} s past the page cache. \
+         Ready is one step at 8 x 8 latents on PyTorch's side; sdxl has tried its residual blocks and transformers at that size by \
+         then. Medians of {TURNS} turns, each a reading and a start right after it, and of their ratios; PyTorch's of one start. The \
+         machine's free memory is touched before each and given back as it is wanted: else whoever is first to touch it waits for \
+         the host of a virtual machine, seconds for each GB.",
+        file.metadata().expect("the weights").len() as f64 / 1e9,
+        median(&on_disk),
+        median(&in_memory),
+        median(&past_page_cache),
     ));
     vec![Box::new(table)]
+}
+
+fn turns(
+    memory: &mut Memory,
+    folder: &Path,
+    file: &Path,
+    dtype: &str,
+    cold: bool,
+    table: &mut Table,
+) -> Seconds {
+    let mut seconds = Seconds::default();
+    let cached = || {
+        if cold {
+            forget(file);
+        }
+    };
+    for _ in 0..TURNS {
+        if cold {
+            cached();
+            seconds.past_page_cache.push(memory.around(|| read_direct(file)));
+        }
+        cached();
+        let reading = memory.around(|| read(file));
+        cached();
+        match memory.around(|| Stage::start("sdxl-base-unet", folder, dtype)) {
+            Ok(stage) => {
+                eprintln!("  read in {reading:.2} s, ready in {:.2} s", stage.ready_s);
+                seconds.reading.push(reading);
+                seconds.start.push(stage.ready_s);
+            }
+            Err(why) => table.note(why),
+        }
+    }
+    seconds
+}
+
+/// Not a number where there is none.
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Drops the file from the page cache.
@@ -77,22 +115,8 @@ fn forget(file: &Path) {
     fadvise(&file, 0, None, Advice::DontNeed).expect("the page cache takes advice");
 }
 
-/// Has the memory for so many bytes of a file and as many of weights, so that nobody waits for a host that had taken it back.
-fn settle(file: &Path) {
-    let wanted = 2 * file.metadata().expect("the weights").len();
-    let memory = fs::read_to_string("/proc/meminfo").expect("Linux");
-    let free = memory.lines().find_map(|line| line.strip_prefix("MemFree:")?.trim().strip_suffix(" kB"));
-    // The page cache keeps what it has.
-    let free = free.and_then(|kb| kb.parse::<u64>().ok()).expect("Linux tells it") * 1024 / 5 * 4;
-    black_box(vec![1_u8; usize::try_from(wanted.min(free)).expect("bytes of memory")]);
-}
-
 /// Seconds that the file takes to read.
-fn read(path: &Path, cold: bool) -> f64 {
-    if cold {
-        forget(path);
-    }
-    settle(path);
+fn read(path: &Path) -> f64 {
     let mut buffer = vec![0; 8 << 20];
     let began = Instant::now();
     let mut file = File::open(path).expect("the weights");
@@ -102,15 +126,15 @@ fn read(path: &Path, cold: bool) -> f64 {
 
 /// Seconds that it takes past the page cache; not a number where that is not possible.
 fn read_direct(path: &Path) -> f64 {
-    forget(path);
-    let mut buffer = vec![0; (16 << 20) + BLOCK];
-    let aligned = buffer.as_ptr().align_offset(BLOCK);
-    let pages = &mut buffer[aligned..][..16 << 20];
+    let mut pages = MmapMut::map_anon(16 << 20).expect("16 MiB");
+    // A device asked for pages that lie apart is asked many times.
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    pages.fill(1);
     let began = Instant::now();
     let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
     let Ok(mut file) = open(path, flags, Mode::empty()).map(File::from) else { return f64::NAN };
     loop {
-        match file.read(pages) {
+        match file.read(&mut pages) {
             Ok(0) => return began.elapsed().as_secs_f64(),
             Ok(_) => {}
             Err(_) => return f64::NAN,
@@ -118,24 +142,23 @@ fn read_direct(path: &Path) -> f64 {
     }
 }
 
-fn ours(folder: &Path, file: &Path, dtype: &str, cold: bool) -> Result<f64, String> {
-    if cold {
-        forget(file);
-    }
-    settle(file);
-    Stage::start("sdxl-base-unet", folder, dtype).map(|stage| stage.ready_s)
-}
-
-fn theirs(folder: &Path, file: &Path, dtype: &str, cold: bool, peers: &Peers) -> Result<f64, String> {
-    if cold {
-        forget(file);
-    }
-    settle(file);
+fn theirs(
+    memory: &mut Memory,
+    folder: &Path,
+    file: &Path,
+    dtype: &str,
+    cold: bool,
+    peers: &Peers,
+) -> Result<f64, String> {
     let inputs = stage::scratch("start-inputs.safetensors");
     crate::unet::smallest_inputs(folder, &inputs);
     let threads = peers.threads().to_string();
     let (folder, inputs) = (folder.as_os_str(), inputs.as_os_str());
     let [part, dtype, runs, threads] = ["unet", dtype, "0", threads.as_str()].map(OsStr::new);
     let args = [part, folder, dtype, runs, threads, inputs, OsStr::new("-")];
-    Ok(peer::figure(&peers.run("torch_side.py", &args)?, "ready_s"))
+    if cold {
+        forget(file);
+    }
+    let told = memory.around(|| peers.run("torch_side.py", &args))?;
+    Ok(peer::figure(&told, "ready_s"))
 }
