@@ -13,8 +13,9 @@
 //!   without peers.
 //!
 //! Stages run as processes and are asked over gRPC; what counts is the time that they report themselves. Of several
-//! runs the best counts, on every side; of starts and what reading the file takes beside each, the median. Each part prints its table and writes it into `docs/benchmarks.md`. It is no test:
-//! it measures time, and ends with 1 where a figure misses its target.
+//! runs the best counts, on every side; of starts and what reading the file takes beside each, the median. Each part
+//! prints its table and writes it into `docs/benchmarks.md`. It is no test: it measures time, and ends with 1 where a
+//! figure misses its target.
 
 mod approximate;
 mod bare;

@@ -44,7 +44,8 @@ impl Memory {
     }
 
     fn take(&mut self) {
-        while !limited() && free() > LEFT + PIECE {
+        let has_limit = has_limit();
+        while !has_limit && free() > LEFT + PIECE {
             let Ok(mut piece) = MmapMut::map_anon(PIECE as usize) else { return };
             // Without large pages it is only slower.
             let _ = piece.advise(Advice::HugePage);
@@ -75,7 +76,7 @@ fn free() -> u64 {
 }
 
 /// Whether this process might be killed for taking all that is free: a group that it is in, or a container, has a limit.
-fn limited() -> bool {
+fn has_limit() -> bool {
     let Ok(groups) = fs::read_to_string("/proc/self/cgroup") else { return false };
     let limits = groups.lines().filter_map(|line| {
         let (controllers, group) = line.split_once(':')?.1.split_once(':')?;

@@ -76,19 +76,19 @@ fn turns(
     table: &mut Table,
 ) -> Seconds {
     let mut seconds = Seconds::default();
-    let cached = || {
+    let forget_if_cold = || {
         if cold {
             forget(file);
         }
     };
     for _ in 0..TURNS {
         if cold {
-            cached();
+            forget(file);
             seconds.past_page_cache.push(memory.around(|| read_direct(file)));
         }
-        cached();
+        forget_if_cold();
         let reading = memory.around(|| read(file));
-        cached();
+        forget_if_cold();
         match memory.around(|| Stage::start("sdxl-base-unet", folder, dtype)) {
             Ok(stage) => {
                 eprintln!("  read in {reading:.2} s, ready in {:.2} s", stage.ready_s);
