@@ -74,7 +74,7 @@ pub(crate) async fn run(args: GenerateArgs, terminal: &TerminalArgs) -> Result<(
     };
     tokio::select! {
         ended = work.run(io::stderr().is_terminal()) => ended,
-        // Leaving drops the stream and its connection: the cluster stops working within a step.
+        // Leaving drops the stream and its connection: the cluster stops working within a step or two.
         _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
     }
 }

@@ -5,18 +5,15 @@ use sdxl_core::{
 };
 use sdxl_models::{
     ModelError,
-    denoise::{self, Conditioning, DenoiseInputs, DenoiseRun, Start, TimeIds},
+    denoise::{self, Ahead, Conditioning, DenoiseInputs, DenoiseRun, Start, Stepped, TimeIds},
     guidance::Guidance,
     unet::Unet,
 };
 use sdxl_stage::{
-    BatchLimit, BatchLimits, Engine, EngineError, Step, StepOf, Work, batch,
+    BatchLimit, BatchLimits, Engine, EngineError, Step, StepOf, Took, Work, batch,
     jobs::{Checkpoint, DenoiseConditioning, DenoiseEvent, DenoiseJob, DenoiseStart, NUM_TOKENS, StepDone},
 };
-use std::{
-    ops::Range,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, time::Duration};
 
 /// So many times as long as a step may take, the first one takes only where the next does not fit either.
 const NO_DOUBT: f64 = 3.0;
@@ -32,6 +29,8 @@ pub struct DenoiserEngine {
     given: Vec<BatchLimit>,
     /// What trying layers took while they were loaded.
     tried: Option<Duration>,
+    /// Where the device is given a step before the last one is waited for.
+    ahead: Option<Ahead>,
 }
 
 /// A picture between two steps.
@@ -45,6 +44,18 @@ pub struct DenoiserRun {
     checkpoint_interval: u32,
     /// Where the network is asked in each step of the whole schedule.
     timesteps: Vec<f32>,
+    /// What it was advanced with last.
+    batch: Option<Batch>,
+    /// Of the last step that is known to be done, where the device is ahead.
+    took: Option<Took>,
+}
+
+/// Steps that are done together.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    runs: usize,
+    evaluations: u32,
+    work: f64,
 }
 
 impl DenoiserEngine {
@@ -55,7 +66,8 @@ impl DenoiserEngine {
         given: Vec<BatchLimit>,
     ) -> Self {
         let limits = BatchLimits::new(&given, (Size::new(1, 1), 1));
-        Self { unet, info, revision, limits, given, tried }
+        let ahead = unet.device().is_cuda().then(Ahead::default);
+        Self { unet, info, revision, limits, given, tried, ahead }
     }
 
     /// One half of the batch; absent tensors are zeros, of so many tokens.
@@ -124,7 +136,7 @@ impl DenoiserEngine {
             }
             other => failed(other),
         })?;
-        Ok(DenoiserRun { run, size, kinds, cached, checkpoint_interval, timesteps })
+        Ok(DenoiserRun { run, size, kinds, cached, checkpoint_interval, timesteps, batch: None, took: None })
     }
 
     /// Guided steps with no text.
@@ -159,28 +171,44 @@ impl DenoiserEngine {
         let begin = |_| self.begin_with(self.warm_up_job(size, 2), tokens);
         let mut runs = (0..pictures).map(begin).collect::<Result<Vec<_>, _>>()?;
         let mut best = f64::INFINITY;
-        for _ in 0..2 {
-            let started = Instant::now();
+        while runs.iter().any(|run| !run.run.is_done()) {
             for result in self.advance(&mut runs.iter_mut().collect::<Vec<_>>()) {
-                result?;
+                if let Step::Continue(DenoiseEvent::Step(done)) = result? {
+                    best = best.min(done.step_time.as_secs_f64());
+                }
             }
-            best = best.min(started.elapsed().as_secs_f64());
             // A device that has programs to load first may be quick after all; a processor is not.
-            if best > NO_DOUBT * batch::LONGEST && self.unet.device().is_cpu() {
+            if best > NO_DOUBT * batch::LONGEST && best.is_finite() && self.unet.device().is_cpu() {
                 break;
             }
         }
         Ok(best)
     }
+
+    /// The next step of each, begun; and what became of it, or of the one before where the device is a step ahead.
+    fn step(
+        &mut self,
+        runs: &mut [&mut DenoiserRun],
+    ) -> Result<Vec<Result<Stepped, ModelError>>, ModelError> {
+        let mut inner: Vec<_> = runs.iter_mut().map(|run| &mut run.run).collect();
+        match &mut self.ahead {
+            Some(ahead) => ahead.step(&self.unet, &mut inner),
+            None => denoise::step_together(&self.unet, &mut inner),
+        }
+    }
 }
 
 impl DenoiserRun {
-    /// Its steps to come.
-    fn ahead(&self) -> Range<u32> {
+    /// Its steps that are not known to be done.
+    fn left(&self) -> Range<u32> {
         let Range { start, end } = self.run.remaining();
-        let step = |step: usize| u32::try_from(step).unwrap_or(u32::MAX);
-        step(start)..step(end)
+        index(start)..index(end)
     }
+}
+
+/// A step's place; a schedule has at most 1001.
+fn index(step: usize) -> u32 {
+    u32::try_from(step).unwrap_or(u32::MAX)
 }
 
 fn failed(error: ModelError) -> EngineError {
@@ -223,7 +251,7 @@ impl Engine for DenoiserEngine {
     }
 
     fn work(&self, run: &DenoiserRun) -> Work {
-        Work::of_steps(run.size, &run.kinds, run.ahead(), run.cached)
+        Work::of_steps(run.size, &run.kinds, run.left(), run.cached)
     }
 
     fn max_batch(&self, size: Size) -> usize {
@@ -231,36 +259,53 @@ impl Engine for DenoiserEngine {
     }
 
     fn advance(&mut self, runs: &mut [&mut DenoiserRun]) -> Vec<Result<StepOf<Self>, EngineError>> {
-        let started = Instant::now();
-        let going: Vec<_> = runs.iter().filter(|run| !run.run.is_done()).collect();
-        let batch_evaluations = going.iter().map(|run| run.kinds.evaluations(run.ahead().start)).sum();
-        let batch_work = going.iter().map(|run| run.kinds.cost(run.ahead().start, run.cached)).sum();
-        let mut inner: Vec<_> = runs.iter_mut().map(|run| &mut run.run).collect();
-        let steps = match denoise::step_together(&self.unet, &mut inner) {
-            Ok(steps) => steps,
+        let next: Vec<_> = runs.iter().map(|run| run.run.next().map(index)).collect();
+        let begun = || runs.iter().zip(&next).filter_map(|(run, next)| Some((run, (*next)?)));
+        let batch = Batch {
+            runs: begun().count(),
+            evaluations: begun().map(|(run, step)| run.kinds.evaluations(step)).sum(),
+            work: begun().map(|(run, step)| run.kinds.cost(step, run.cached)).sum(),
+        };
+        let stepped = match self.step(runs) {
+            Ok(stepped) => stepped,
             Err(error) => {
                 let text = error.to_string();
                 return runs.iter().map(|_| Err(EngineError::failed(text.clone()))).collect();
             }
         };
-        let step_time = started.elapsed();
-        let tell = |(run, step): (&&mut DenoiserRun, Result<Option<usize>, ModelError>)| {
-            let Some(step) = step.map_err(failed)? else {
-                let latents = run.run.latents().map_err(failed)?;
-                return latents.to_dtype(DType::F32).map(Step::Done).map_err(EngineError::failed);
-            };
-            let timestep = run.timesteps.get(step).copied().unwrap_or_default();
-            let step = u32::try_from(step).map_err(EngineError::failed)?;
-            let done = StepDone { step, timestep, step_time, batch_evaluations, batch_work };
-            Ok(Step::Continue(DenoiseEvent::Step(done)))
+        let is_ahead = self.ahead.is_some();
+        let tell = |(run, stepped): (&mut &mut DenoiserRun, Result<Stepped, ModelError>)| {
+            let before = run.batch.replace(batch).filter(|_| is_ahead);
+            match stepped.map_err(failed)? {
+                Stepped::Begun => Ok(Step::Begun),
+                Stepped::Done { step, took } => {
+                    let Batch { runs, evaluations, work } = before.unwrap_or(batch);
+                    run.took = is_ahead.then_some(Took { time: took, runs, evaluations: work });
+                    Ok(Step::Continue(DenoiseEvent::Step(StepDone {
+                        step: u32::try_from(step).map_err(EngineError::failed)?,
+                        timestep: run.timesteps.get(step).copied().unwrap_or_default(),
+                        step_time: took,
+                        batch_evaluations: evaluations,
+                        batch_work: work,
+                    })))
+                }
+                Stepped::Over => {
+                    let latents = run.run.latents().map_err(failed)?;
+                    latents.to_dtype(DType::F32).map(Step::Done).map_err(EngineError::failed)
+                }
+            }
         };
-        runs.iter().zip(steps).map(tell).collect()
+        runs.iter_mut().zip(stepped).map(tell).collect()
+    }
+
+    fn took(&self, run: &DenoiserRun) -> Option<Took> {
+        run.took
     }
 
     fn checkpoint(&mut self, run: &DenoiserRun, now: bool) -> Result<Option<DenoiseEvent>, EngineError> {
         let interval = run.checkpoint_interval;
         // After the last step comes the result itself.
-        let is_due = || run.kinds.is_checkpoint(run.ahead().start, interval) && !run.run.is_done();
+        let is_due = || run.kinds.is_checkpoint(run.left().start, interval) && !run.run.is_done();
         if interval == 0 || !now && !is_due() {
             return Ok(None);
         }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -34,6 +35,31 @@ int take(uintptr_t *at, size_t bytes) {
     *at = (uintptr_t)begin + pages - page - room;
     memory()[*at] = {begin, pages};
     return OK;
+}
+
+// Memory of the host's that copies reach when an event behind them is awaited, and not before.
+struct Copy {
+    void *to;
+    std::vector<unsigned char> bytes;
+    u64 number;
+};
+auto &pinned = *new std::map<uintptr_t, size_t>();
+auto &on_their_way = *new std::vector<Copy>();
+u64 copies;
+
+struct Event {
+    unsigned flags;  // 2: it tells no time
+    u64 copies = 0;
+    bool is_recorded = false;
+    std::chrono::steady_clock::time_point at;
+};
+
+// What was asked for before the event, in order.
+void arrive(u64 up_to) {
+    const Turn turn(one_at_a_time);
+    for (const auto &copy : on_their_way)
+        if (copy.number <= up_to) memcpy(copy.to, copy.bytes.data(), copy.bytes.size());
+    std::erase_if(on_their_way, [&](const Copy &copy) { return copy.number <= up_to; });
 }
 
 int give(uintptr_t at) {
@@ -420,15 +446,41 @@ int cuDevicePrimaryCtxRetain(void **context, int) { return *context = (void *)1,
 int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 int cuCtxSetCurrent(void *) { return OK; }
 int cuCtxGetCurrent(void **context) { return *context = (void *)1, OK; }
-int cuCtxSynchronize() { return OK; }
+int cuCtxSynchronize() { return arrive(~0ull), OK; }
 int cuStreamCreate(void **stream, unsigned) { return *stream = (void *)16, OK; }
 int cuStreamDestroy_v2(void *) { return OK; }
-int cuStreamSynchronize(void *) { return OK; }
+int cuStreamSynchronize(void *) { return arrive(~0ull), OK; }
 int cuStreamWaitEvent(void *, void *, unsigned) { return OK; }
 int cuStreamIsCapturing(void *, int *status) { return *status = 0, OK; }
-int cuEventCreate(void **event, unsigned) { return *event = (void *)1, OK; }
-int cuEventDestroy_v2(void *) { return OK; }
-int cuEventRecord(void *, void *) { return OK; }
+int cuEventCreate(void **event, unsigned flags) { return *event = new Event{flags}, OK; }
+int cuEventDestroy_v2(void *event) { return delete (Event *)event, OK; }
+int cuEventRecord(void *event, void *) {
+    const Turn turn(one_at_a_time);
+    const auto recorded = (Event *)event;
+    return recorded->copies = copies, recorded->at = std::chrono::steady_clock::now(), recorded->is_recorded = true, OK;
+}
+int cuEventSynchronize(void *event) { return arrive(((Event *)event)->copies), OK; }
+int cuEventElapsedTime_v2(float *ms, void *first, void *last) {
+    const Event &from = *(Event *)first, &to = *(Event *)last;
+    const bool timed = !((from.flags | to.flags) & 2) && from.is_recorded && to.is_recorded;
+    return *ms = std::chrono::duration<float, std::milli>(to.at - from.at).count(), timed ? OK : INVALID;
+}
+int cuEventElapsedTime(float *ms, void *first, void *last) { return cuEventElapsedTime_v2(ms, first, last); }
+int cuMemHostAlloc(void **at, size_t bytes, unsigned) {
+    const Turn turn(one_at_a_time);
+    *at = malloc(bytes);
+    memset(*at, 0xff, bytes);
+    return pinned[(uintptr_t)*at] = bytes, OK;
+}
+int cuMemFreeHost(void *at) {
+    const Turn turn(one_at_a_time);
+    const auto found = pinned.find((uintptr_t)at);
+    if (found == pinned.end()) return INVALID;
+    // What is still to arrive there would be written to whatever comes to lie there.
+    for (const auto &copy : on_their_way)
+        if ((uintptr_t)copy.to - found->first < found->second) return INVALID;
+    return pinned.erase(found), free(at), OK;
+}
 int cuGetErrorString(int error, const char **text) {
     static char said[32];
     snprintf(said, sizeof said, "emulated error %d", error);
@@ -446,7 +498,12 @@ int cuMemcpyHtoDAsync_v2(uintptr_t to, const void *from, size_t bytes, void *) {
     return memcpy((void *)to, from, bytes), OK;
 }
 int cuMemcpyDtoHAsync_v2(void *to, uintptr_t from, size_t bytes, void *) {
-    return memcpy(to, (void *)from, bytes), OK;
+    const Turn turn(one_at_a_time);
+    const auto next = pinned.upper_bound((uintptr_t)to);
+    const bool is_pinned = next != pinned.begin() && (uintptr_t)to < std::prev(next)->first + std::prev(next)->second;
+    if (!is_pinned) return arrive(~0ull), memcpy(to, (void *)from, bytes), OK;
+    const auto begin = (const unsigned char *)from;
+    return on_their_way.push_back({to, {begin, begin + bytes}, ++copies}), OK;
 }
 int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void *) {
     return memcpy((void *)to, (void *)from, bytes), OK;

@@ -1,9 +1,8 @@
 //! The denoising loop, one step at a time, so that whoever owns the device can do other work between steps.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-};
+mod ahead;
+
+use std::{collections::BTreeSet, ops::Range};
 
 use candle_core::{DType, IndexOp, Tensor};
 use sdxl_core::{CropCoords, Schedule, Size, StepKinds};
@@ -15,6 +14,9 @@ use crate::{
     sampler,
     unet::{AddedConditioning, Prompt, Unet},
 };
+
+use ahead::UnderWay;
+pub use ahead::{Ahead, Stepped, step_together};
 
 /// SDXL's micro-conditioning (Podell et al. 2023, section 2.2) in the order that the networks were trained with.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,6 +122,8 @@ pub struct DenoiseRun {
     /// Of the last step that was computed whole, where steps are cached: its place, its latents as here, and what its inner
     /// layers made.
     whole: Option<Whole>,
+    /// The last step that was begun, until it is known to be done.
+    under_way: Option<UnderWay>,
 }
 
 #[derive(Clone, Debug)]
@@ -162,22 +166,29 @@ impl DenoiseRun {
             kinds,
             latents,
             whole: None,
+            under_way: None,
         })
     }
 
     /// Whether every step is done.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.steps.is_empty()
+        self.remaining().is_empty()
     }
 
-    /// The steps to come; the first is next.
+    /// The steps that are not known to be done.
     #[must_use]
     pub fn remaining(&self) -> Range<usize> {
-        self.steps.clone()
+        self.under_way.as_ref().map_or(self.steps.start, |under_way| under_way.step)..self.steps.end
     }
 
-    /// The latents as they are now, `[C, h, w]` in f32.
+    /// The step to begin next.
+    #[must_use]
+    pub fn next(&self) -> Option<usize> {
+        self.steps.clone().next()
+    }
+
+    /// The latents after the last step that was begun, `[C, h, w]` in f32.
     ///
     /// # Errors
     /// A failed computation.
@@ -190,20 +201,27 @@ impl DenoiseRun {
     /// # Errors
     /// [`ModelError::NonFinite`] with the step where its latents hold NaN or infinity; a failed computation.
     pub fn step(&mut self, unet: &Unet) -> Result<Option<usize>, ModelError> {
-        step_together(unet, &mut [self])?.pop().unwrap_or(Ok(None))
+        match step_together(unet, &mut [self])?.pop().transpose()? {
+            Some(Stepped::Done { step, .. }) => Ok(Some(step)),
+            _ => Ok(None),
+        }
     }
 
-    /// Where another run of the same request can go on from: the next step with the latents before it, or the last that was
-    /// computed whole with its own. Latents are `[C, h, w]` in f32.
+    /// Where another run of the same request can go on from: the first step that is not known to be done with the latents before it,
+    /// or the last that was computed whole with its own. Latents are `[C, h, w]` in f32.
     ///
     /// # Errors
     /// A failed computation.
     pub fn resumable(&self) -> Result<(usize, Tensor), ModelError> {
+        let (step, latents) = match &self.under_way {
+            Some(under_way) => (under_way.step, &under_way.latents_before),
+            None => (self.steps.start, &self.latents),
+        };
         match &self.whole {
-            Some(whole) if !self.is_done() && !self.kinds.is_whole(index(self.steps.start)) => {
+            Some(whole) if !self.is_done() && !self.kinds.is_whole(index(step)) => {
                 Ok((whole.step, whole.latents.squeeze(0)?))
             }
-            _ => Ok((self.steps.start, self.latents()?)),
+            _ => Ok((step, latents.squeeze(0)?)),
         }
     }
 
@@ -230,51 +248,16 @@ impl DenoiseRun {
         Some((branch, self.kinds.is_whole(index(i))))
     }
 
-    /// Takes what the network predicted in step `i` for each half.
-    fn take(&mut self, i: usize, predicted: &Tensor) -> Result<(), ModelError> {
+    /// Takes what the network predicted in step `i` for each half, and gives the latents before.
+    fn take(&mut self, i: usize, predicted: &Tensor) -> Result<(Tensor, finite::Asked), ModelError> {
         let predicted = match self.kinds.is_guided(index(i)) {
             true => &self.guidance.combine(&predicted.i(..1)?, &predicted.i(1..)?)?,
             false => predicted,
         };
-        self.latents = sampler::step(&self.schedule.step(i), &self.latents, predicted)?;
-        if self.is_done() {
-            self.whole = None;
-        }
-        finite::check(&self.latents, "latents", Some(i))
+        let latents = sampler::step(&self.schedule.step(i), &self.latents, predicted)?;
+        let finite = finite::ask(&latents, "latents", Some(i))?;
+        Ok((std::mem::replace(&mut self.latents, latents), finite))
     }
-}
-
-/// Does the next step of each run together and tells for each which step that was, or that all were
-/// done before. The runs may be at different steps of different schedules, guided or not; their latents have one height
-/// and width. A run's latents do not depend on the others, to the last bit on the CPU. The network is called once for all
-/// that compute it whole, and once for each branch at which others take up what they kept.
-///
-/// # Errors
-/// A failed computation, which ends all runs. A run whose latents hold NaN or infinity then has an error of its own,
-/// [`ModelError::NonFinite`] with the step.
-pub fn step_together(
-    unet: &Unet,
-    runs: &mut [&mut DenoiseRun],
-) -> Result<Vec<Result<Option<usize>, ModelError>>, ModelError> {
-    let steps: Vec<_> = runs.iter_mut().map(|run| run.steps.next()).collect();
-    let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
-    for (place, (run, i)) in runs.iter().zip(&steps).enumerate() {
-        let Some(i) = i else { continue };
-        let branch = run.caching(*i).and_then(|(branch, whole)| (!whole).then_some(branch));
-        groups.entry(branch).or_default().push(place);
-    }
-    let mut done: Vec<_> = runs.iter().map(|_| Ok(None)).collect();
-    for (branch, places) in groups {
-        let members: Vec<_> = places.iter().filter_map(|place| Some((*place, steps[*place]?))).collect();
-        let predicted = match branch {
-            None => evaluate_whole(unet, runs, &members)?,
-            Some(branch) => evaluate_outer(unet, runs, &members, branch)?,
-        };
-        for ((place, i), own) in members.into_iter().zip(predicted) {
-            done[place] = runs[place].take(i, &own).map(|()| Some(i));
-        }
-    }
-    Ok(done)
 }
 
 /// What the network is given of the runs that take a step together, by run and step.

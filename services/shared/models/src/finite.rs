@@ -2,13 +2,48 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::ModelError;
+use crate::{ModelError, cuda};
+
+/// Whether values are finite: asked of a device that may have other work before it.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// Zero where they are.
+    sum: Sum,
+    what: &'static str,
+    step: Option<usize>,
+}
+
+#[derive(Debug)]
+enum Sum {
+    Known(f32),
+    Arriving(cuda::Arriving),
+}
+
+/// Asks, and does not wait where the device works by itself; `step` is the one just done.
+pub(crate) fn ask(tensor: &Tensor, what: &'static str, step: Option<usize>) -> Result<Asked, ModelError> {
+    // Finite values times zero add up to zero, on any device; others to NaN.
+    let sum = (tensor.to_dtype(DType::F32)? * 0.0)?.sum_all()?;
+    let sum = match sum.device().is_cuda() {
+        true => Sum::Arriving(cuda::Arriving::of(&sum)?),
+        false => Sum::Known(sum.to_scalar()?),
+    };
+    Ok(Asked { sum, what, step })
+}
+
+impl Asked {
+    /// Waits for the answer; fails where a value is NaN or infinite.
+    pub(crate) fn answer(&self) -> Result<(), ModelError> {
+        let sum = match &self.sum {
+            Sum::Known(sum) => *sum,
+            Sum::Arriving(sum) => sum.wait()?,
+        };
+        if sum == 0.0 { Ok(()) } else { Err(error(self.what, self.step)) }
+    }
+}
 
 /// Fails where a value is NaN or infinite; `step` is the one just done.
 pub(crate) fn check(tensor: &Tensor, what: &'static str, step: Option<usize>) -> Result<(), ModelError> {
-    // Finite values times zero add up to zero, on any device; others to NaN.
-    let sum = (tensor.to_dtype(DType::F32)? * 0.0)?.sum_all()?.to_scalar::<f32>()?;
-    if sum == 0.0 { Ok(()) } else { Err(error(what, step)) }
+    ask(tensor, what, step)?.answer()
 }
 
 /// The error itself.

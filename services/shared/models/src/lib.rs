@@ -16,6 +16,7 @@ mod finite;
 pub mod guidance;
 mod layer_norm;
 mod linear;
+mod moment;
 pub mod noise;
 mod norm;
 mod resnet;

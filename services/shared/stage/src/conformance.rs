@@ -122,8 +122,16 @@ fn begin<E: Engine>(engine: &mut E, request: &dyn Fn() -> E::Request) -> Result<
 }
 
 fn advance<E: Engine>(engine: &mut E, run: &mut E::Run) -> Result<Option<E::Output>, String> {
-    match engine.advance(&mut [run]).pop() {
-        Some(Ok(Step::Continue(_))) => Ok(None),
+    let before = engine.work(run).steps;
+    let result = engine.advance(&mut [run]).pop();
+    let (left, is_ahead) = (engine.work(run).steps, engine.took(run).is_some());
+    match result {
+        Some(Ok(Step::Begun)) => {
+            ensure(left == before && !is_ahead, "what is only begun must count as not done").map(|()| None)
+        }
+        Some(Ok(Step::Continue(_))) => {
+            ensure(left + 1 == before, "a step that is told of must count as done").map(|()| None)
+        }
         Some(Ok(Step::Done(output))) => Ok(Some(output)),
         Some(Err(error)) => Err(format!("a right request failed: {error}")),
         None => Err("advance must give a result for each run".to_owned()),

@@ -1,7 +1,7 @@
 //! The engine: what a stage does on its device, apart from everything around it.
 
 use sdxl_core::{Classify, ErrorClass, FieldViolation, Size, StepKinds};
-use std::{error::Error, ops::Range};
+use std::{error::Error, ops::Range, time::Duration};
 use thiserror::Error;
 
 /// A stage's work on its device, in steps.
@@ -15,6 +15,9 @@ use thiserror::Error;
 /// - A run can be dropped between any two steps.
 /// - `advance` does one bounded piece of work: one denoising step, or the whole of a job that has none. Between two
 ///   calls the worker drops runs whose caller has gone.
+/// - A device that works by itself may be given a run's next piece before the last is waited for. Until it is told of, a piece
+///   that is under way counts as not done, in `work` and in `checkpoint`. Of all runs together no more than one piece is under
+///   way after `advance`.
 /// - A NaN or an infinity in a result is an error that says where, never a picture.
 pub trait Engine {
     /// What a run is asked for.
@@ -53,6 +56,12 @@ pub trait Engine {
     /// [`EngineError::Failed`], of a run alone or of each.
     fn advance(&mut self, runs: &mut [&mut Self::Run]) -> Vec<Result<StepOf<Self>, EngineError>>;
 
+    /// How long the step took of which the last [`Engine::advance`] told for `run`, and how many runs shared it. `None` where the
+    /// time of the call is the answer, as the engine waits for its device.
+    fn took(&self, _run: &Self::Run) -> Option<Took> {
+        None
+    }
+
     /// An event from which another engine can go on with `run`, if its caller wants one after the step just done, or
     /// wants any and this is the last chance (`now`).
     ///
@@ -65,6 +74,17 @@ pub trait Engine {
 
 /// What an engine's step gives.
 pub type StepOf<E> = Step<<E as Engine>::Event, <E as Engine>::Output>;
+
+/// What a step took that was done by several runs together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Took {
+    /// On the device.
+    pub time: Duration,
+    /// How many runs.
+    pub runs: usize,
+    /// Of all of them, as in [`Work::evaluations`].
+    pub evaluations: f64,
+}
 
 /// What a run has still to do: by this it is given its turns.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -111,6 +131,8 @@ impl Work {
 /// How a run stands after a piece of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step<Event, Output> {
+    /// The first piece is under way, and a later call tells of it: from an engine that does not wait for its device.
+    Begun,
     /// There is more to do.
     Continue(Event),
     /// That was all.

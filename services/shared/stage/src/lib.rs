@@ -19,6 +19,6 @@ mod toy;
 
 pub use args::{EngineArgs, EngineKind, StageArgs};
 pub use batch::{BatchLimit, BatchLimits};
-pub use engine::{Engine, EngineError, Step, StepOf, Work};
+pub use engine::{Engine, EngineError, Step, StepOf, Took, Work};
 pub use error::StageError;
 pub use info::{Details, StageInfo, device_name};

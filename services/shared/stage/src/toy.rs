@@ -1,6 +1,6 @@
 //! An engine for tests: counts, at a pace that the test sets, and misbehaves on request.
 
-use crate::engine::{Engine, EngineError, Step, Work};
+use crate::engine::{Engine, EngineError, Step, Took, Work};
 use sdxl_core::Size;
 use std::{
     sync::mpsc::{Receiver, Sender, channel},
@@ -23,10 +23,20 @@ pub(crate) enum Toy {
     Fail,
     /// Panics in its second step.
     Panic,
+    /// Counts to this many steps on a device that is a step ahead.
+    Ahead(usize),
+    /// As that, but its last step fails.
+    AheadFail(usize),
 }
 
-/// A run: what it is and how far.
-pub(crate) struct ToyRun(Toy, usize);
+/// A run: what it is, and how far.
+pub(crate) struct ToyRun {
+    toy: Toy,
+    done: usize,
+    /// On a device that is ahead: what the step takes that was begun last, and what the one took that was told of last.
+    begun: Option<Took>,
+    took: Option<Took>,
+}
 
 /// Every step waits for a permit, or a fixed time.
 pub(crate) enum Pace {
@@ -39,6 +49,8 @@ pub(crate) struct ToyEngine {
     pub(crate) pace: Pace,
     pub(crate) log: Sender<(usize, usize)>,
     pub(crate) max_batch: usize,
+    /// How often it was called: a step that is begun in the third call takes 3 ms on a device that is ahead.
+    pub(crate) calls: u64,
 }
 
 impl ToyEngine {
@@ -46,12 +58,12 @@ impl ToyEngine {
     pub(crate) fn stepwise() -> (Self, Sender<()>, Receiver<(usize, usize)>) {
         let (give, permits) = channel();
         let (log, done) = channel();
-        (Self { pace: Pace::Permits(permits), log, max_batch: 1 }, give, done)
+        (Self { pace: Pace::Permits(permits), log, max_batch: 1, calls: 0 }, give, done)
     }
 
     /// An engine of steps of a fixed time.
     pub(crate) fn every(time: Duration) -> Self {
-        Self { pace: Pace::Every(time), log: channel().0, max_batch: 1 }
+        Self { pace: Pace::Every(time), log: channel().0, max_batch: 1, calls: 0 }
     }
 }
 
@@ -68,17 +80,12 @@ impl Engine for ToyEngine {
     fn begin(&mut self, request: Toy) -> Result<ToyRun, EngineError> {
         match request {
             Toy::Wrong => Err(EngineError::field("toy", "wrong")),
-            _ => Ok(ToyRun(request, 0)),
+            _ => Ok(ToyRun { toy: request, done: 0, begun: None, took: None }),
         }
     }
 
     fn work(&self, run: &ToyRun) -> Work {
-        let steps = match run.0 {
-            Toy::Count(steps) => steps,
-            _ => 2,
-        };
-        let steps = u32::try_from(steps.saturating_sub(run.1)).unwrap();
-        Work::even(SIZE, 1, steps)
+        Work::even(SIZE, 1, u32::try_from(run.left()).unwrap())
     }
 
     fn max_batch(&self, _: Size) -> usize {
@@ -91,25 +98,57 @@ impl Engine for ToyEngine {
             Pace::Permits(permits) => drop(permits.recv()),
             Pace::Every(time) => std::thread::sleep(*time),
         }
-        runs.iter_mut().map(|run| self.step(run)).collect()
+        self.calls += 1;
+        let together = runs.iter().filter(|run| run.begins()).count();
+        let time = Duration::from_millis(self.calls);
+        let took = Took { time, runs: together, evaluations: together as f64 };
+        runs.iter_mut().map(|run| self.step(run, took)).collect()
+    }
+
+    fn took(&self, run: &ToyRun) -> Option<Took> {
+        run.took
     }
 
     fn checkpoint(&mut self, run: &ToyRun, now: bool) -> Result<Option<usize>, EngineError> {
-        Ok(now.then_some(CHECKPOINT + run.1))
+        Ok(now.then_some(CHECKPOINT + run.done))
+    }
+}
+
+impl ToyRun {
+    /// Steps that are not known to be done.
+    fn left(&self) -> usize {
+        let steps = match self.toy {
+            Toy::Count(steps) | Toy::Ahead(steps) | Toy::AheadFail(steps) => steps,
+            _ => 2,
+        };
+        steps.saturating_sub(self.done)
+    }
+
+    fn begins(&self) -> bool {
+        self.left() > usize::from(self.begun.is_some())
     }
 }
 
 impl ToyEngine {
-    fn step(&self, run: &mut ToyRun) -> Result<Step<usize, usize>, EngineError> {
-        run.1 += 1;
-        match run.0 {
-            Toy::Count(steps) => {
-                let _ = self.log.send((steps, run.1));
-                Ok(if run.1 == steps { Step::Done(steps * 10) } else { Step::Continue(run.1) })
+    fn step(&self, run: &mut ToyRun, took: Took) -> Result<Step<usize, usize>, EngineError> {
+        if let Toy::Ahead(steps) | Toy::AheadFail(steps) = run.toy {
+            let next = run.begins().then_some(took);
+            let Some(before) = std::mem::replace(&mut run.begun, next) else {
+                return Ok(if run.left() > 0 { Step::Begun } else { Step::Done(steps * 10) });
+            };
+            run.took = Some(before);
+        }
+        run.done += 1;
+        match run.toy {
+            Toy::AheadFail(steps) if run.done == steps => Err(EngineError::failed("latents is not finite")),
+            Toy::Count(steps) | Toy::Ahead(steps) | Toy::AheadFail(steps) => {
+                let _ = self.log.send((steps, run.done));
+                let is_done = run.done == steps && run.took.is_none();
+                Ok(if is_done { Step::Done(steps * 10) } else { Step::Continue(run.done) })
             }
-            Toy::Fail if run.1 == 2 => Err(EngineError::failed("latents is not finite after step 1")),
-            Toy::Panic if run.1 == 2 => panic!("the toy is broken"),
-            _ => Ok(Step::Continue(run.1)),
+            Toy::Fail if run.done == 2 => Err(EngineError::failed("latents is not finite after step 1")),
+            Toy::Panic if run.done == 2 => panic!("the toy is broken"),
+            _ => Ok(Step::Continue(run.done)),
         }
     }
 }

@@ -6,12 +6,13 @@
 //! whoever serves has to end the process then.
 
 mod queue;
+mod step;
 mod told;
 mod turns;
 
 use crate::{
     args::WorkerArgs,
-    engine::{Engine, EngineError, Step, StepOf, Work},
+    engine::{Engine, EngineError, Step, Work},
     error::StageError,
 };
 use queue::{Job, Queue};
@@ -21,10 +22,12 @@ use std::{
     any::Any,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
+use step::Turn;
 use tokio::sync::{mpsc, oneshot, watch};
 use told::{RunSpan, Steps, outcome};
 use tracing::info;
@@ -211,6 +214,8 @@ struct Active<E: Engine> {
     /// When its turn has come at the latest.
     due: Instant,
     steps_done: usize,
+    /// The turn in which the step was begun that its engine has not told of yet, where the device is ahead.
+    begun: Option<Rc<Turn>>,
 }
 
 /// Everything about a run that the engine does not need to know.
@@ -232,6 +237,12 @@ impl<E: Engine> Caller<E> {
         let (since, last) = std::mem::replace(&mut self.counted, (Instant::now(), turn));
         let was_at_work = last + 1 == turn;
         self.run_time += if was_at_work { self.counted.0.saturating_duration_since(since) } else { time };
+    }
+
+    /// As that, of a turn which only began a step: the time is counted when that is told of, for the device may have been
+    /// at other work.
+    fn began(&mut self, turn: u64) {
+        self.counted = (Instant::now(), turn);
     }
 
     fn has_gone(&self) -> bool {
@@ -285,7 +296,10 @@ impl<E: Engine> Worker<E> {
     fn sweep(&mut self) {
         self.queue.sweep();
         let is_over = |active: &mut Active<E>| active.caller.has_gone() || active.caller.late();
-        for Active { caller, steps_done, .. } in self.active.extract_if(.., is_over) {
+        let over: Vec<_> = self.active.extract_if(.., is_over).collect();
+        for active in over {
+            self.charge_for_what_is_under_way(&active);
+            let Active { caller, steps_done, .. } = active;
             if caller.has_gone() {
                 info!(parent: caller.span.span(), steps_done, "the caller has gone");
                 caller.span.ended(caller.stage, "cancelled", caller.run_time);
@@ -342,7 +356,7 @@ impl<E: Engine> Worker<E> {
         let work = self.engine.work(&run);
         let deadline = caller.terms.deadline.map(Deadline::instant);
         let due = turns::due(submitted, self.alone(work), caller.terms.priority, deadline);
-        self.active.push(Active { run, caller, work, due, steps_done: 0 });
+        self.active.push(Active { run, caller, work, due, steps_done: 0, begun: None });
     }
 
     /// How long this work takes by itself.
@@ -383,6 +397,7 @@ impl<E: Engine> Worker<E> {
         for (mut active, result) in batch.into_iter().zip(results) {
             active.work = self.engine.work(&active.run);
             match result {
+                Ok(Step::Begun) => going_on.push(active),
                 Ok(Step::Continue(event)) => {
                     active.steps_done += 1;
                     // Made before either is told, so that both come to the caller in one piece.
@@ -399,7 +414,10 @@ impl<E: Engine> Worker<E> {
                     }
                 }
                 Ok(Step::Done(output)) => ended.push((active.caller, Ok(output))),
-                Err(error) => ended.push((active.caller, Err(error))),
+                Err(error) => {
+                    self.charge_for_what_is_under_way(&active);
+                    ended.push((active.caller, Err(error)));
+                }
             }
         }
         self.active.append(&mut going_on);
@@ -412,32 +430,6 @@ impl<E: Engine> Worker<E> {
             }
         }
         Ok(())
-    }
-
-    /// One step of each, together. `Err` is a panic's text.
-    fn advance(&mut self, batch: &mut [Active<E>]) -> Result<Vec<Result<StepOf<E>, EngineError>>, String> {
-        let step = self.steps.span(batch.iter().map(|active| &active.caller.span));
-        let engine = &mut self.engine;
-        let mut runs: Vec<_> = batch.iter_mut().map(|active| &mut active.run).collect();
-        let (results, time) = step.span.in_scope(|| timed(|| engine.advance(&mut runs)))?;
-        self.queue.progressed(time);
-        let evaluations = batch.iter().map(|active| active.work.evaluations).sum();
-        // A turn that only hands over what is done says nothing of how long steps take.
-        let is_step = batch.iter().any(|active| active.work.steps > 0) && results.iter().all(Result::is_ok);
-        if let Some(first) = batch.first().filter(|_| is_step) {
-            self.times.observe(first.work.size, evaluations, time);
-            self.steps.done(first.work.size, batch.len(), time);
-            for Active { caller, steps_done, .. } in &*batch {
-                step.note(&caller.span, *steps_done, batch.len(), time);
-            }
-        }
-        let shares = batch.iter().map(|active| (&active.caller.terms.tenant, active.work.of_a_step()));
-        self.turns.spent(time, shares);
-        self.turn += 1;
-        for active in batch {
-            active.caller.took_turn(self.turn, time);
-        }
-        Ok(results)
     }
 
     /// While draining, ends the runs that will not be done in time, those that are due last first.
@@ -460,6 +452,7 @@ impl<E: Engine> Worker<E> {
                 Ok(None) => {}
                 Ok(Some(checkpoint)) => {
                     let active = self.active.remove(place);
+                    self.charge_for_what_is_under_way(&active);
                     info!(parent: active.caller.span.span(), steps_done = active.steps_done, "handed over");
                     active.caller.tell(Ok(RunEvent::Step(checkpoint)));
                     active.caller.fail(StageError::Draining);

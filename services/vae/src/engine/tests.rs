@@ -34,7 +34,7 @@ fn the_engine_conforms() {
 fn the_picture_has_the_latents_sides() {
     let mut engine = engine();
     let mut run = engine.begin(job(&[4, 8, 12], ImageFormat::Jpeg)).unwrap();
-    let Step::Done(picture) = engine.advance(&mut [&mut run]).remove(0).unwrap();
+    let Step::Done(picture) = engine.advance(&mut [&mut run]).remove(0).unwrap() else { panic!("not done") };
     assert_eq!((picture.height, picture.width, picture.media_type), (64, 96, "image/jpeg"));
 }
 

@@ -32,6 +32,7 @@ fn run(engine: &mut DenoiserEngine, job: DenoiseJob) -> (Vec<StepDone>, Tensor) 
     let mut events = Vec::new();
     loop {
         match engine.advance(&mut [&mut run]).remove(0).unwrap() {
+            Step::Begun => assert!(engine.ahead.is_some() && events.is_empty()),
             Step::Continue(DenoiseEvent::Step(done)) => events.push(done),
             Step::Continue(DenoiseEvent::Checkpoint(_)) => panic!("checkpoints come apart"),
             Step::Done(latents) => return (events, latents),
@@ -57,7 +58,10 @@ fn the_base_engine_conforms() {
             ("negative_conditioning", &|| with(&|job| job.negative_conditioning = None)),
         ],
     };
-    conformance::check(&mut engine, &samples, bytes).unwrap();
+    for ahead in [None, Some(Ahead::default())] {
+        engine.ahead = ahead;
+        conformance::check(&mut engine, &samples, bytes).unwrap();
+    }
 }
 
 #[test]
@@ -78,12 +82,29 @@ fn a_schedule_in_two_parts_is_the_schedule() {
 #[test]
 fn a_checkpoint_leads_to_the_same_latents_bit_for_bit() {
     let folder = checkpoint();
-    let mut engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
-    let whole = DenoiseJob { checkpoint_interval: 2, ..job(&engine, 5, 7) };
-    let latents = bytes(&run(&mut engine, whole.clone()).1);
+    let engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
+    for_both(engine, checkpoints_lead_to_the_same_latents);
+}
+
+/// Waiting for each step, and a step ahead.
+fn for_both(mut engine: DenoiserEngine, check: impl Fn(&mut DenoiserEngine)) {
+    for ahead in [None, Some(Ahead::default())] {
+        engine.ahead = ahead;
+        check(&mut engine);
+    }
+}
+
+fn checkpoints_lead_to_the_same_latents(engine: &mut DenoiserEngine) {
+    let whole = DenoiseJob { checkpoint_interval: 2, ..job(engine, 5, 7) };
+    let latents = bytes(&run(engine, whole.clone()).1);
     let mut first = engine.begin(whole.clone()).unwrap();
     let mut checkpoints = Vec::new();
-    while let Step::Continue(_) = engine.advance(&mut [&mut first]).remove(0).unwrap() {
+    loop {
+        match engine.advance(&mut [&mut first]).remove(0).unwrap() {
+            Step::Begun => continue,
+            Step::Continue(_) => {}
+            Step::Done(_) => break,
+        }
         if let Some(DenoiseEvent::Checkpoint(checkpoint)) = engine.checkpoint(&first, false).unwrap() {
             checkpoints.push(checkpoint);
         }
@@ -91,7 +112,7 @@ fn a_checkpoint_leads_to_the_same_latents_bit_for_bit() {
     assert_eq!(checkpoints.iter().map(|c| c.step).collect::<Vec<_>>(), [2, 4]);
     for checkpoint in checkpoints {
         let resumed = DenoiseJob { start: DenoiseStart::Checkpoint(checkpoint.clone()), ..whole.clone() };
-        let (events, resumed) = run(&mut engine, resumed);
+        let (events, resumed) = run(engine, resumed);
         assert_eq!((events[0].step, bytes(&resumed)), (checkpoint.step, latents.clone()));
         let other = Checkpoint { revision: "other".to_owned(), ..checkpoint };
         let refused = DenoiseJob { start: DenoiseStart::Checkpoint(other), ..whole.clone() };
@@ -105,11 +126,15 @@ fn a_checkpoint_leads_to_the_same_latents_bit_for_bit() {
 #[test]
 fn a_cached_run_is_gone_on_with_from_its_whole_steps_bit_for_bit() {
     let folder = checkpoint();
-    let mut engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
+    let engine = load(StageKind::BaseUnet, &folder.path().join("base")).unwrap();
+    for_both(engine, cached_runs_are_gone_on_with);
+}
+
+fn cached_runs_are_gone_on_with(engine: &mut DenoiserEngine) {
     let deep_cache = Some(DeepCache { cache_interval: 3, cache_branch_id: 1 });
     let whole =
-        DenoiseJob { checkpoint_interval: 2, deep_cache, guidance_steps: Some(0..4), ..job(&engine, 8, 7) };
-    let (events, latents) = run(&mut engine, whole.clone());
+        DenoiseJob { checkpoint_interval: 2, deep_cache, guidance_steps: Some(0..4), ..job(engine, 8, 7) };
+    let (events, latents) = run(engine, whole.clone());
     let latents = bytes(&latents);
     assert_eq!(events.iter().map(|e| e.batch_evaluations).collect::<Vec<_>>(), [2, 2, 2, 2, 1, 1, 1, 1]);
     let cached = f64::from(engine.info.cache_branch_costs[1]);
@@ -118,7 +143,12 @@ fn a_cached_run_is_gone_on_with_from_its_whole_steps_bit_for_bit() {
     assert_eq!(events.iter().map(|e| e.batch_work).collect::<Vec<_>>(), work);
     let mut first = engine.begin(whole.clone()).unwrap();
     let (mut due, mut last) = (Vec::new(), Vec::new());
-    while let Step::Continue(_) = engine.advance(&mut [&mut first]).remove(0).unwrap() {
+    loop {
+        match engine.advance(&mut [&mut first]).remove(0).unwrap() {
+            Step::Begun => continue,
+            Step::Continue(_) => {}
+            Step::Done(_) => break,
+        }
         for (now, checkpoints) in [(false, &mut due), (true, &mut last)] {
             if let Some(DenoiseEvent::Checkpoint(checkpoint)) = engine.checkpoint(&first, now).unwrap() {
                 checkpoints.push(checkpoint);
@@ -129,7 +159,7 @@ fn a_cached_run_is_gone_on_with_from_its_whole_steps_bit_for_bit() {
     assert_eq!((steps(&due), steps(&last)), (vec![3, 4, 6], vec![0, 0, 3, 4, 4, 6, 6, 8]));
     for checkpoint in due.into_iter().chain(last) {
         let resumed = DenoiseJob { start: DenoiseStart::Checkpoint(checkpoint), ..whole.clone() };
-        assert_eq!(bytes(&run(&mut engine, resumed).1), latents);
+        assert_eq!(bytes(&run(engine, resumed).1), latents);
     }
 }
 

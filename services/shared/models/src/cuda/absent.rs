@@ -1,5 +1,7 @@
 //! What stands for [`cuda`](super::cuda) in a build without it: no device is its, so that nothing here is ever asked.
 
+use std::time::Duration;
+
 use candle_core::{Device, Result, Tensor, bail};
 
 pub(crate) fn open(_: usize) -> Result<Device> {
@@ -42,6 +44,36 @@ pub(crate) fn upsampled(_: &Tensor, _: [usize; 2]) -> Result<Tensor> {
 
 pub(crate) fn attend(_: &Tensor, _: &[[Tensor; 2]], _: usize) -> Result<Option<Tensor>> {
     absent()
+}
+
+#[derive(Debug)]
+pub(crate) enum Arriving {}
+
+impl Arriving {
+    pub(crate) fn of(_: &Tensor) -> Result<Self> {
+        absent()
+    }
+
+    pub(crate) fn wait(&self) -> Result<f32> {
+        match *self {}
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Mark {}
+
+impl Mark {
+    pub(crate) fn of(_: &Device) -> Result<Self> {
+        absent()
+    }
+
+    pub(crate) fn wait(&self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(crate) fn until(&self, _: &Self) -> Result<Duration> {
+        match *self {}
+    }
 }
 
 fn absent<T>() -> Result<T> {

@@ -1,10 +1,11 @@
 //! The networks' layers on NVIDIA GPUs, over maps with channels last `[B, H, W, C]`: products by cuBLASLt with bias and residual in
 //! one go, convolutions by cuDNN, and kernels of ours for attention and for what lies between. The kernels are compiled when the
-//! first of them is launched. Nothing here waits for the device.
+//! first of them is launched. Only what says so waits for the device.
 //!
 //! Without the feature `cuda`, `absent.rs` stands in for this module.
 #![expect(unsafe_code, reason = "what a kernel is given fits what it reads and writes: each launch says why")]
 
+mod arriving;
 mod attention;
 mod convolution;
 mod product;
@@ -14,6 +15,7 @@ use std::{
     sync::{Mutex, OnceLock, PoisonError},
 };
 
+pub(crate) use arriving::{Arriving, Mark};
 pub(crate) use attention::attend;
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType,

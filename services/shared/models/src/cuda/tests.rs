@@ -1,13 +1,17 @@
 //! Each layer on a GPU beside the same on the CPU, and whole networks. They need a GPU, and are asked for by name:
 //! `cargo test --features cuda -- --ignored cuda::`.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use candle_core::{IndexOp, Var};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 
+use sdxl_core::{CropCoords, Schedule, SchedulerConfig, SchedulerKind, Size, StepKinds};
+
 use super::*;
 use crate::{
+    denoise::{Ahead, Conditioning, DenoiseInputs, DenoiseRun, Start, Stepped, TimeIds},
+    guidance::Guidance,
     seeded,
     text::{ClipTextConfig, ClipTextModel},
     unet::{AddedConditioning, Unet, UnetConfig},
@@ -291,6 +295,65 @@ fn a_unet_equals_that_of_the_cpu() {
             near(&got, &again.to_device(&Device::Cpu).unwrap(), 0.0, "again");
         }
     }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn numbers_arrive_when_they_are_awaited() {
+    let gpu = gpu();
+    let scalar = |value: usize| Tensor::new(value as f32, &Device::Cpu).unwrap().to_device(&gpu).unwrap();
+    // The second time they arrive where those of the first did.
+    for first in [0, 100] {
+        let arriving: Vec<_> = (first..first + 9).map(|i| Arriving::of(&scalar(i)).unwrap()).collect();
+        for (i, number) in arriving.iter().enumerate().rev() {
+            assert_eq!(number.wait().unwrap(), (first + i) as f32);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn steps_begun_ahead_equal_those_that_are_waited_for() {
+    let (gpu, config, size) = (gpu(), unet_config(), Size::new(72, 112));
+    let half = || Conditioning {
+        prompt_embeds: draw(&[7, 48]),
+        pooled_prompt_embeds: draw(&[32]),
+        time_ids: TimeIds::base(size, CropCoords::default(), size),
+    };
+    let inputs = DenoiseInputs {
+        schedule: Schedule::new(&SchedulerConfig::new(SchedulerKind::Euler), 4).unwrap(),
+        steps: 0..4,
+        start: Start::Noise { seed: 3, latent_size: [9, 14] },
+        positive: half(),
+        negative: Some(half()),
+        guidance: Guidance { scale: 5.0, rescale: 0.0 },
+        kinds: StepKinds::plain(),
+    };
+    let waited = |unet: &Unet| {
+        let mut run = DenoiseRun::new(unet, inputs.clone()).unwrap();
+        while run.step(unet).unwrap().is_some() {}
+        run.latents().unwrap().to_device(&Device::Cpu).unwrap()
+    };
+    let unet = Unet::new(&seeded::weights_on(DType::F32, &gpu), &config).unwrap();
+    let right = waited(&unet);
+    near(&right, &waited(&Unet::new(&seeded::weights(), &config).unwrap()), 1e-4, "latents");
+    let mut run = DenoiseRun::new(&unet, inputs.clone()).unwrap();
+    let mut device = Ahead::default();
+    let mut ahead = |run: &mut DenoiseRun| device.step(&unet, &mut [run]).unwrap().remove(0);
+    assert_eq!(ahead(&mut run).unwrap(), Stepped::Begun);
+    for step in 0..4 {
+        let Stepped::Done { step: done, took } = ahead(&mut run).unwrap() else { panic!("not done") };
+        assert_eq!(done, step);
+        assert!(took > Duration::ZERO, "a device takes its time");
+    }
+    assert_eq!(ahead(&mut run).unwrap(), Stepped::Over);
+    near(&run.latents().unwrap(), &right, 0.0, "latents, a step ahead");
+
+    let mut poisoned = inputs.clone();
+    poisoned.positive.pooled_prompt_embeds = (poisoned.positive.pooled_prompt_embeds * f64::NAN).unwrap();
+    let mut run = DenoiseRun::new(&unet, poisoned).unwrap();
+    assert_eq!(ahead(&mut run).unwrap(), Stepped::Begun);
+    assert_eq!(ahead(&mut run).unwrap_err().to_string(), "latents is not finite after step 0");
 }
 
 fn vae_config() -> VaeConfig {

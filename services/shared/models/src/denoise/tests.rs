@@ -53,6 +53,15 @@ fn finish(unet: &Unet, inputs: DenoiseInputs) -> Tensor {
     run.latents().unwrap()
 }
 
+/// The step that was done, of a run that waits for it.
+fn done(stepped: Result<Stepped, ModelError>) -> Result<Option<usize>, String> {
+    match stepped.map_err(|error| error.to_string())? {
+        Stepped::Begun => panic!("it was waited for"),
+        Stepped::Done { step, .. } => Ok(Some(step)),
+        Stepped::Over => Ok(None),
+    }
+}
+
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -87,11 +96,11 @@ fn runs_in_one_batch_are_those_alone_bit_for_bit() {
     // The third joins late, and the second leaves early.
     let [first, second, third, cached @ ..] = &mut runs;
     let told = step_together(&unet, &mut [first, second]).unwrap();
-    assert_eq!(told.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [Some(0), Some(1)]);
+    assert_eq!(told.into_iter().map(done).collect::<Vec<_>>(), [Ok(Some(0)), Ok(Some(1))]);
     loop {
         let mut all: Vec<_> =
             [&mut *third, &mut *first, &mut *second].into_iter().chain(&mut *cached).collect();
-        if step_together(&unet, &mut all).unwrap().into_iter().all(|step| step.unwrap().is_none()) {
+        if step_together(&unet, &mut all).unwrap().into_iter().all(|stepped| done(stepped) == Ok(None)) {
             break;
         }
     }
@@ -106,7 +115,66 @@ fn a_run_that_is_not_finite_ends_alone() {
     let [mut poisoned, mut right] =
         [poisoned, inputs(0..4, noise())].map(|i| DenoiseRun::new(&unet, i).unwrap());
     let told = step_together(&unet, &mut [&mut poisoned, &mut right]).unwrap();
-    let told: Vec<_> = told.into_iter().map(|told| told.map_err(|e| e.to_string())).collect();
+    let told: Vec<_> = told.into_iter().map(done).collect();
+    assert_eq!(told, [Err("latents is not finite after step 0".to_owned()), Ok(Some(0))]);
+}
+
+#[test]
+fn a_step_ahead_is_the_same_and_told_of_one_call_later() {
+    let unet = tiny();
+    let alike: [&dyn Fn() -> DenoiseInputs; 3] = [
+        &|| inputs(0..4, noise()),
+        &|| DenoiseInputs { kinds: cached(3, 2), ..inputs(0..4, noise()) },
+        &|| DenoiseInputs { negative: None, ..inputs(2..4, Start::Latents(ones())) },
+    ];
+    let resumable = |run: &DenoiseRun| {
+        let (step, latents) = run.resumable().unwrap();
+        (run.remaining(), run.is_done(), step, values(&latents))
+    };
+    let mut runs = alike.map(|inputs| DenoiseRun::new(&unet, inputs()).unwrap());
+    let mut waited = alike.map(|inputs| DenoiseRun::new(&unet, inputs()).unwrap());
+    let (mut ahead, mut told) = (Ahead::default(), Vec::new());
+    while !runs.iter().all(DenoiseRun::is_done) {
+        let stepped = ahead.step(&unet, &mut runs.iter_mut().collect::<Vec<_>>()).unwrap();
+        for ((stepped, run), waited) in stepped.into_iter().zip(&runs).zip(&mut waited) {
+            let stepped = stepped.unwrap();
+            if let Stepped::Done { step, .. } = stepped {
+                assert_eq!(waited.step(&unet).unwrap(), Some(step));
+            }
+            // What is known of a step that is only begun is what was before it.
+            assert_eq!(resumable(run), resumable(waited));
+            told.push(match stepped {
+                Stepped::Begun => "begun".to_owned(),
+                Stepped::Done { step, .. } => step.to_string(),
+                Stepped::Over => "over".to_owned(),
+            });
+        }
+    }
+    let expected = [
+        ["begun", "begun", "begun"],
+        ["0", "0", "2"],
+        ["1", "1", "3"],
+        ["2", "2", "over"],
+        ["3", "3", "over"],
+    ];
+    assert_eq!(told, expected.concat());
+    assert_eq!(
+        runs.map(|run| values(&run.latents().unwrap())),
+        waited.map(|run| values(&run.latents().unwrap()))
+    );
+}
+
+#[test]
+fn a_run_that_is_not_finite_is_told_when_its_step_is() {
+    let unet = tiny();
+    let mut poisoned = inputs(0..4, noise());
+    poisoned.positive.pooled_prompt_embeds = (poisoned.positive.pooled_prompt_embeds * f64::NAN).unwrap();
+    let [mut poisoned, mut right] =
+        [poisoned, inputs(0..4, noise())].map(|i| DenoiseRun::new(&unet, i).unwrap());
+    let mut ahead = Ahead::default();
+    let mut step = || ahead.step(&unet, &mut [&mut poisoned, &mut right]).unwrap();
+    assert!(step().into_iter().all(|told| told.unwrap() == Stepped::Begun));
+    let told: Vec<_> = step().into_iter().map(done).collect();
     assert_eq!(told, [Err("latents is not finite after step 0".to_owned()), Ok(Some(0))]);
 }
 

@@ -161,7 +161,7 @@ fn decode_job(value: f32, image_format: ImageFormat) -> DecodeJob {
 fn decode(job: DecodeJob) -> EncodedPicture {
     let mut engine = SimulatedVae::new(&quick()).0;
     let mut run = engine.begin(job).unwrap();
-    let Step::Done(picture) = engine.advance(&mut [&mut run]).remove(0).unwrap();
+    let Step::Done(picture) = engine.advance(&mut [&mut run]).remove(0).unwrap() else { panic!("not done") };
     picture
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::toy::{CHECKPOINT, Toy, ToyEngine};
-use sdxl_core::{Classify, ErrorClass, Priority};
+use sdxl_core::{Classify, ErrorClass, Priority, Size};
 use std::{
     num::NonZeroUsize,
     sync::mpsc::{Receiver, Sender},
@@ -74,6 +74,142 @@ async fn a_run_tells_its_steps_and_its_times() {
     assert!(finished.queue_time + finished.run_time >= Duration::from_millis(15), "{finished:?}");
     assert!(events.recv().await.is_none());
     toy.until(0, 0).await;
+}
+
+#[tokio::test]
+async fn a_step_that_is_only_begun_tells_nothing() {
+    let toy = stepwise(4, 1).await;
+    let mut events = toy.submit(Toy::Ahead(2));
+    (0..4).for_each(|_| toy.step());
+    assert!(matches!(events.recv().await.unwrap().unwrap(), RunEvent::Started { .. }));
+    assert_eq!(events.recv().await.unwrap().unwrap(), RunEvent::Step(1));
+    assert_eq!(events.recv().await.unwrap().unwrap(), RunEvent::Step(2));
+    let RunEvent::Done(finished) = events.recv().await.unwrap().unwrap() else { panic!("not done") };
+    assert_eq!(finished.output, 20);
+    assert_eq!(toy.log.try_iter().collect::<Vec<_>>(), [(2, 1), (2, 2)]);
+}
+
+#[tokio::test]
+async fn a_step_that_fails_when_none_is_begun_ends_its_run_only() {
+    let toy = stepwise(4, 1).await;
+    for (toy_of, output) in [(Toy::AheadFail(1), None), (Toy::Ahead(1), Some(10))] {
+        let mut events = toy.submit(toy_of);
+        (0..3).for_each(|_| toy.step());
+        match last(&mut events).await {
+            Ok(RunEvent::Done(finished)) => assert_eq!(Some(finished.output), output),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => assert_eq!((error.class(), output), (ErrorClass::Internal, None), "{error}"),
+        }
+    }
+}
+
+/// A worker without a thread, so that its turns come one by one.
+fn by_turns(max_active: usize) -> Worker<ToyEngine> {
+    Worker {
+        engine: ToyEngine::every(Duration::ZERO),
+        queue: Arc::new(Queue::new(1)),
+        active: Vec::new(),
+        max_active,
+        turns: Turns::default(),
+        turn: 0,
+        times: StepTimes::new(),
+        steps: Steps::new(StageKind::BaseUnet),
+    }
+}
+
+impl Worker<ToyEngine> {
+    fn begin_for(&mut self, tenant: &str, toy: Toy) -> Events<ToyEngine> {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let (span, counted) = (RunSpan::new(), (Instant::now(), 0));
+        let terms = Terms { tenant: tenant.parse().unwrap(), ..Terms::default() };
+        let (queue_time, run_time) = (Duration::ZERO, Duration::ZERO);
+        let caller =
+            Caller { events, terms, span, stage: StageKind::BaseUnet, queue_time, run_time, counted };
+        let run = self.engine.begin(toy);
+        self.begun(run, caller, Instant::now());
+        receiver
+    }
+
+    /// Whose step is under way.
+    fn under_way(&self) -> Vec<String> {
+        let under_way = self.active.iter().filter(|active| active.begun.is_some());
+        under_way.map(|active| active.caller.terms.tenant.to_string()).collect()
+    }
+}
+
+/// What a worker knows after runs of so many steps each, on a device that is ahead; each turn has a batch limit.
+fn learnt(runs: &[usize], limits: &[usize]) -> StepTimes {
+    let mut worker = by_turns(runs.len());
+    let mut events: Vec<_> = runs.iter().map(|steps| worker.begin_for("one", Toy::Ahead(*steps))).collect();
+    for limit in limits {
+        assert!(!worker.active.is_empty());
+        worker.engine.max_batch = *limit;
+        worker.turn().unwrap();
+    }
+    assert!(worker.active.is_empty());
+    for (events, steps) in events.iter_mut().zip(runs) {
+        let told: Vec<_> = std::iter::from_fn(|| events.try_recv().ok()).map(Result::unwrap).collect();
+        assert_eq!(told.len(), steps + 1, "every step, and the end");
+        assert!(matches!(told.last(), Some(RunEvent::Done(finished)) if finished.output == steps * 10));
+    }
+    worker.times
+}
+
+/// What is known after these steps: of how many runs, begun in which turn.
+fn seen(steps: &[(u32, u64)]) -> StepTimes {
+    let mut times = StepTimes::new();
+    for (runs, turn) in steps {
+        times.observe(Size::new(64, 64), f64::from(*runs), Duration::from_millis(*turn));
+    }
+    times
+}
+
+#[test]
+fn a_step_ahead_counts_once_and_as_what_it_was_begun_with() {
+    assert_eq!(learnt(&[3], &[1; 5]), seen(&[(1, 1), (1, 2), (1, 3)]));
+    // One ends a step before the other.
+    assert_eq!(learnt(&[2, 3], &[2; 5]), seen(&[(2, 1), (2, 2), (1, 3)]));
+    // Two begin together; then one has all of its turns, and the other is told of that first step thereafter.
+    let apart = [&[2][..], &[1; 8]].concat();
+    assert_eq!(learnt(&[3, 3], &apart), seen(&[(2, 1), (1, 2), (1, 3), (1, 6), (1, 7)]));
+}
+
+#[test]
+fn a_step_under_way_is_paid_for_by_who_leaves_it() {
+    for leaves in [false, true] {
+        let mut worker = by_turns(3);
+        let [first, _second] = [9, 9].map(|steps| worker.begin_for("one", Toy::Ahead(steps)));
+        let _third = worker.begin_for("other", Toy::Ahead(9));
+        worker.turn().unwrap();
+        assert_eq!(worker.under_way(), ["one"]);
+        if leaves {
+            drop(first);
+            worker.sweep();
+            assert_eq!(worker.under_way(), [""; 0]);
+        }
+        worker.turn().unwrap();
+        // Nothing is paid for what is not told of yet.
+        assert_eq!(worker.under_way(), [if leaves { "other" } else { "one" }]);
+    }
+}
+
+#[test]
+fn a_run_that_fails_beside_another_leaves_its_steps_to_it() {
+    let mut worker = by_turns(2);
+    worker.engine.max_batch = 2;
+    let mut failing = worker.begin_for("one", Toy::AheadFail(2));
+    let mut other = worker.begin_for("one", Toy::Ahead(4));
+    for left in [2, 2, 1, 1, 1, 0] {
+        worker.turn().unwrap();
+        assert_eq!(worker.active.len(), left);
+    }
+    assert_eq!(failing.try_recv().unwrap().unwrap(), RunEvent::Step(1));
+    assert_eq!(failing.try_recv().unwrap().unwrap_err().class(), ErrorClass::Internal);
+    let told: Vec<_> = std::iter::from_fn(|| other.try_recv().ok()).map(Result::unwrap).collect();
+    assert_eq!(told[..4], [1, 2, 3, 4].map(RunEvent::Step));
+    assert!(matches!(told[4..], [RunEvent::Done(_)]));
+    // What the second took is not learnt, for one of the two failed.
+    assert_eq!(worker.times, seen(&[(2, 1), (1, 3), (1, 4)]));
 }
 
 #[tokio::test]

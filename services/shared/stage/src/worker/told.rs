@@ -10,7 +10,7 @@ use sdxl_runtime::{
     propagation::{self, SpanRef, Value},
     telemetry,
 };
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, cell::RefCell, time::Duration};
 use tracing::{Span, field::Empty, info_span};
 
 /// How a run can end.
@@ -104,13 +104,11 @@ impl Steps {
     pub(super) fn span<'a>(&self, runs: impl Iterator<Item = &'a RunSpan> + Clone) -> StepSpan {
         let together = runs.clone().count();
         let Some(first) = runs.clone().find(|run| run.of.is_sampled()).or_else(|| runs.clone().next()) else {
-            return StepSpan { span: Span::none(), of: None };
+            return StepSpan { span: RefCell::new(Span::none()), of: None };
         };
         if !first.of.is_sampled() || (together == 1 && !telemetry::detail().steps) {
-            return StepSpan {
-                span: if together == 1 { first.span.clone() } else { Span::none() },
-                of: None,
-            };
+            let span = if together == 1 { first.span.clone() } else { Span::none() };
+            return StepSpan { span: RefCell::new(span), of: None };
         }
         let name = if together == 1 { "step" } else { "batch" };
         let span =
@@ -118,7 +116,7 @@ impl Steps {
         if together > 1 {
             runs.for_each(|run| propagation::link(&span, &run.of, "member"));
         }
-        StepSpan { of: Some(SpanRef::of(&span)), span }
+        StepSpan { of: Some(SpanRef::of(&span)), span: RefCell::new(span) }
     }
 
     /// A step was done by so many runs together, in pictures of one size.
@@ -133,13 +131,25 @@ impl Steps {
 }
 
 /// The span of one step.
+#[derive(Debug)]
 pub(super) struct StepSpan {
-    pub(super) span: Span,
+    span: RefCell<Span>,
     /// Where it is the step's own.
     of: Option<SpanRef>,
 }
 
 impl StepSpan {
+    pub(super) fn in_scope<T>(&self, work: impl FnOnce() -> T) -> T {
+        let span = self.span.borrow().clone();
+        span.in_scope(work)
+    }
+
+    /// The step is known to be done: later than it was begun, where the device is ahead.
+    pub(super) fn is_over(&self) {
+        // A span ends when it was last left, and is sent when nobody has it.
+        self.span.replace(Span::none()).in_scope(|| ());
+    }
+
     /// Notes the step in a run that took it, its `step`th, with so many others.
     pub(super) fn note(&self, run: &RunSpan, step: usize, together: usize, time: Duration) {
         if !run.of.is_sampled() || (together == 1 && self.of.is_some()) {

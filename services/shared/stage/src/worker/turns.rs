@@ -106,15 +106,9 @@ impl Turns {
         chosen
     }
 
-    /// The device has worked `time` in one turn, on so many units of work of these tenants.
-    pub(super) fn spent<'a>(
-        &mut self,
-        time: Duration,
-        shares: impl Iterator<Item = (&'a Tenant, u64)> + Clone,
-    ) {
-        #[expect(clippy::cast_precision_loss, reason = "what is beyond 52 bits does not matter")]
-        let shares = shares.map(|(tenant, units)| (tenant, units.max(1) as f64));
-        let time = time.as_secs_f64();
+    /// The device has worked for these tenants in one turn: so many units of work of each, which took so long.
+    pub(super) fn spent<'a>(&mut self, shares: impl Iterator<Item = (&'a Tenant, u64, Duration)> + Clone) {
+        let time: f64 = shares.clone().map(|(_, _, time)| time.as_secs_f64()).sum();
         let kept = (-1.0 / MEMORY).exp();
         let [worked, turns] = self.worked;
         self.worked = [worked * kept + time, turns * kept + 1.0];
@@ -122,11 +116,12 @@ impl Turns {
         let taken = if self.goes_first { time } else { 0.0 };
         self.credit = (self.credit + FIRST_SHARE * time - taken).min(most);
         self.asked.values_mut().for_each(|asked| *asked *= kept);
-        let total: f64 = shares.clone().map(|(_, units)| units).sum();
-        for (tenant, units) in shares {
+        for (tenant, units, time) in shares {
             if let Some(clock) = self.clocks.get_mut(tenant) {
-                *clock += time * units / total;
+                *clock += time.as_secs_f64();
             }
+            #[expect(clippy::cast_precision_loss, reason = "what is beyond 52 bits does not matter")]
+            let units = units.max(1) as f64;
             match self.asked.get_mut(tenant) {
                 Some(asked) => *asked += units,
                 None => drop(self.asked.insert(tenant.clone(), units)),
@@ -174,6 +169,20 @@ mod tests {
         name.parse().unwrap()
     }
 
+    impl Turns {
+        /// One turn's time, shared by units of work.
+        pub(super) fn worked<'a>(
+            &mut self,
+            time: Duration,
+            shares: impl Iterator<Item = (&'a Tenant, u64)> + Clone,
+        ) {
+            let total: u64 = shares.clone().map(|(_, units)| units).sum();
+            self.spent(
+                shares.map(|(tenant, units)| (tenant, units, time.mul_f64(units as f64 / total as f64))),
+            );
+        }
+    }
+
     fn after(start: Instant, milliseconds: u64) -> Instant {
         start + Duration::from_millis(milliseconds)
     }
@@ -199,14 +208,14 @@ mod tests {
             (0..50).map(|i| Candidate { tenant: &flood, size: SMALL, due: after(start, i) }).collect();
         candidates.push(Candidate { tenant: &modest, size: LARGE, due: after(start, 1000) });
         let mut turns = Turns::default();
-        turns.spent(Duration::from_secs(100), [(&flood, 1), (&modest, 1)].into_iter());
+        turns.worked(Duration::from_secs(100), [(&flood, 1), (&modest, 1)].into_iter());
         let mut spent = [0, 0];
         for _ in 0..100 {
             let chosen = turns.next(&candidates, |_| 4);
             let is_modest = chosen == [50];
             spent[usize::from(is_modest)] += 1;
             let shares = chosen.iter().map(|i| (candidates[*i].tenant, 2));
-            turns.spent(Duration::from_millis(10), shares);
+            turns.worked(Duration::from_millis(10), shares);
         }
         assert_eq!(spent, [50, 50]);
     }
@@ -219,7 +228,7 @@ mod tests {
         for only in [&late, &one] {
             for _ in 0..100 {
                 assert_eq!(turns.next(&[of(only)], |_| 1), [0]);
-                turns.spent(Duration::from_secs(1), [(only, 1)].into_iter());
+                turns.worked(Duration::from_secs(1), [(only, 1)].into_iter());
             }
         }
         let mut led = 0;
@@ -227,7 +236,7 @@ mod tests {
             let both = [of(&one), of(&late)];
             let chosen = turns.next(&both, |_| 1)[0];
             led += chosen;
-            turns.spent(Duration::from_secs(1), [(both[chosen].tenant, 1)].into_iter());
+            turns.worked(Duration::from_secs(1), [(both[chosen].tenant, 1)].into_iter());
         }
         assert_eq!(led, 5);
     }
@@ -241,11 +250,11 @@ mod tests {
         let mut turns = Turns::default();
         for _ in 0..1000 {
             turns.next(&candidates[..4], |_| 4);
-            turns.spent(Duration::from_secs(1), [(&flood, 1)].into_iter());
+            turns.worked(Duration::from_secs(1), [(&flood, 1)].into_iter());
         }
         let mut alone = 0;
         while turns.next(&candidates, |_| 4) == [4, 5] {
-            turns.spent(Duration::from_millis(100), [(&modest, 2)].into_iter());
+            turns.worked(Duration::from_millis(100), [(&modest, 2)].into_iter());
             alone += 1;
         }
         // Of the flood's thousand units 787 are remembered. Half of all is an equal share, and a quarter of that is an eighth of
@@ -254,7 +263,7 @@ mod tests {
         // Many turns later it is little again.
         for _ in 0..1000 {
             turns.next(&candidates[..4], |_| 4);
-            turns.spent(Duration::from_secs(1), [(&flood, 1)].into_iter());
+            turns.worked(Duration::from_secs(1), [(&flood, 1)].into_iter());
         }
         assert_eq!(turns.next(&candidates, |_| 4), [4, 5]);
     }
@@ -267,16 +276,16 @@ mod tests {
         let mut turns = Turns::default();
         for _ in 0..4000 {
             turns.next(&candidates[..1], |_| 1);
-            turns.spent(Duration::from_secs(1), [(&flood, 100_000)].into_iter());
+            turns.worked(Duration::from_secs(1), [(&flood, 100_000)].into_iter());
         }
         // A step of it is less than what counts for nothing.
         let before = turns.asked[&flood];
         turns.next(&candidates, |_| 1);
-        turns.spent(Duration::from_millis(1), [(&modest, 1)].into_iter());
+        turns.worked(Duration::from_millis(1), [(&modest, 1)].into_iter());
         assert!(1.0 < FORGOTTEN * before && turns.asked[&modest] > 0.0);
         for _ in 0..1000 {
             turns.next(&candidates, |_| 1);
-            turns.spent(Duration::from_millis(1), [(&modest, 1)].into_iter());
+            turns.worked(Duration::from_millis(1), [(&modest, 1)].into_iter());
         }
         assert!(turns.asked[&modest] > 500.0, "{}", turns.asked[&modest]);
     }
@@ -288,7 +297,7 @@ mod tests {
         let of = |tenant| Candidate { tenant, size: SMALL, due: start };
         for _ in 0..1000 {
             turns.next(&[of(&flood)], |_| 4);
-            turns.spent(Duration::from_secs(3), [(&flood, 4)].into_iter());
+            turns.worked(Duration::from_secs(3), [(&flood, 4)].into_iter());
         }
         // A hundred of them at once, each with a picture of 20 steps.
         let new: Vec<_> = (0..100).map(|i| tenant(&format!("new-{i}"))).collect();
@@ -297,7 +306,7 @@ mod tests {
         let mut waited = 0;
         while turns.next(&candidates, |_| 1) != [0] {
             let chosen = turns.next(&candidates, |_| 1)[0];
-            turns.spent(Duration::from_secs(1), [(candidates[chosen].tenant, 1)].into_iter());
+            turns.worked(Duration::from_secs(1), [(candidates[chosen].tenant, 1)].into_iter());
             waited += 1;
         }
         // As long as 48 of the flood's turns, and an eighth more for what they earn meanwhile.
@@ -318,7 +327,7 @@ mod tests {
             if i >= 1000 {
                 led += chosen;
             }
-            turns.spent(Duration::from_secs(1), [(both[chosen].tenant, 1)].into_iter());
+            turns.worked(Duration::from_secs(1), [(both[chosen].tenant, 1)].into_iter());
         }
         assert!((100..=150).contains(&led), "{led} of 1000");
     }

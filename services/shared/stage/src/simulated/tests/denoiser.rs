@@ -46,6 +46,7 @@ fn run(engine: &mut SimulatedDenoiser, job: DenoiseJob) -> (Vec<StepDone>, Tenso
     let mut events = Vec::new();
     loop {
         match engine.advance(&mut [&mut run]).remove(0).unwrap() {
+            Step::Begun => panic!("it is not ahead"),
             Step::Continue(DenoiseEvent::Step(done)) => events.push(done),
             Step::Continue(DenoiseEvent::Checkpoint(_)) => panic!("checkpoints come apart"),
             Step::Done(latents) => return (events, latents),

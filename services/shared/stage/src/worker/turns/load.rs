@@ -124,7 +124,7 @@ fn by_turns(device: &Device, requests: &[Request]) -> Vec<f64> {
         let chosen = turns.next(&candidates, |size| device.max_batch(size));
         let time = device.step(requests[active[chosen[0]].0].size, chosen.len());
         now += time;
-        turns.spent(Duration::from_secs_f64(time), chosen.iter().map(|i| share(&requests[active[*i].0])));
+        turns.worked(Duration::from_secs_f64(time), chosen.iter().map(|i| share(&requests[active[*i].0])));
         for i in chosen {
             active[i].1 -= 1;
         }
