@@ -1,6 +1,6 @@
 //! What every engine has to keep to, as a check that a stage's unit tests run on its own.
 
-use crate::engine::{Engine, EngineError, Step};
+use crate::engine::{Engine, EngineError, Step, StepOf};
 
 /// Requests to check an engine with. Made anew for each run.
 pub struct Samples<'a, R> {
@@ -109,9 +109,15 @@ fn together<E: Engine>(
 
 fn run<E: Engine>(engine: &mut E, request: &dyn Fn() -> E::Request) -> Result<E::Output, String> {
     let mut run = begin(engine, request)?;
+    let mut is_ahead = false;
     for _ in 0..MAX_STEPS {
-        if let Some(output) = advance(engine, &mut run)? {
-            return Ok(output);
+        match told(engine, &mut run)? {
+            Step::Begun => is_ahead = true,
+            Step::Continue(_) => ensure(
+                engine.took(&run).is_some() == is_ahead,
+                "an engine tells what a step took if it is ahead, and only then",
+            )?,
+            Step::Done(output) => return Ok(output),
         }
     }
     Err("a run does not end".to_owned())
@@ -122,20 +128,22 @@ fn begin<E: Engine>(engine: &mut E, request: &dyn Fn() -> E::Request) -> Result<
 }
 
 fn advance<E: Engine>(engine: &mut E, run: &mut E::Run) -> Result<Option<E::Output>, String> {
+    told(engine, run).map(|step| if let Step::Done(output) = step { Some(output) } else { None })
+}
+
+fn told<E: Engine>(engine: &mut E, run: &mut E::Run) -> Result<StepOf<E>, String> {
     let before = engine.work(run).steps;
-    let result = engine.advance(&mut [run]).pop();
-    let (left, is_ahead) = (engine.work(run).steps, engine.took(run).is_some());
-    match result {
-        Some(Ok(Step::Begun)) => {
-            ensure(left == before && !is_ahead, "what is only begun must count as not done").map(|()| None)
-        }
-        Some(Ok(Step::Continue(_))) => {
-            ensure(left + 1 == before, "a step that is told of must count as done").map(|()| None)
-        }
-        Some(Ok(Step::Done(output))) => Ok(Some(output)),
-        Some(Err(error)) => Err(format!("a right request failed: {error}")),
-        None => Err("advance must give a result for each run".to_owned()),
+    let Some(result) = engine.advance(&mut [run]).pop() else {
+        return Err("advance must give a result for each run".to_owned());
+    };
+    let step = result.map_err(|error| format!("a right request failed: {error}"))?;
+    let left = engine.work(run).steps;
+    match step {
+        Step::Begun => ensure(left == before, "what is only begun must count as not done")?,
+        Step::Continue(_) => ensure(left + 1 == before, "a step that is told of must count as done")?,
+        Step::Done(_) => {}
     }
+    Ok(step)
 }
 
 fn ensure(promise: bool, broken: &str) -> Result<(), String> {
@@ -159,7 +167,13 @@ mod tests {
     #[test]
     fn the_toy_conforms() {
         let mut engine = ToyEngine::every(Duration::ZERO);
-        check(&mut engine, &samples(), |output| output.to_le_bytes().to_vec()).unwrap();
+        let bytes = |output: &usize| output.to_le_bytes().to_vec();
+        check(&mut engine, &samples(), bytes).unwrap();
+        let ahead = Samples { request: &|| Toy::Ahead(4), other: &|| Toy::Ahead(2), ..samples() };
+        check(&mut engine, &ahead, bytes).unwrap();
+        // This one does not pass on what steps took.
+        let error = check(&mut Leaky(engine), &ahead, bytes).unwrap_err();
+        assert_eq!(error, "an engine tells what a step took if it is ahead, and only then");
     }
 
     /// Counts on what it is advanced with.

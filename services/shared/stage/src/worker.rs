@@ -66,7 +66,7 @@ pub struct Finished<Output> {
 
 /// What an engine tells its callers.
 pub type EventOf<E> = RunEvent<<E as Engine>::Event, <E as Engine>::Output>;
-/// Where a caller hears of its run. Dropping it ends the run before its next step.
+/// Where a caller hears of its run. Dropping it ends the run before another step is begun.
 pub type Events<E> = mpsc::UnboundedReceiver<Result<EventOf<E>, StageError>>;
 
 /// What a worker is about.
@@ -239,12 +239,6 @@ impl<E: Engine> Caller<E> {
         self.run_time += if was_at_work { self.counted.0.saturating_duration_since(since) } else { time };
     }
 
-    /// As that, of a turn which only began a step: the time is counted when that is told of, for the device may have been
-    /// at other work.
-    fn began(&mut self, turn: u64) {
-        self.counted = (Instant::now(), turn);
-    }
-
     fn has_gone(&self) -> bool {
         self.events.is_closed()
     }
@@ -298,8 +292,7 @@ impl<E: Engine> Worker<E> {
         let is_over = |active: &mut Active<E>| active.caller.has_gone() || active.caller.late();
         let over: Vec<_> = self.active.extract_if(.., is_over).collect();
         for active in over {
-            self.charge_for_what_is_under_way(&active);
-            let Active { caller, steps_done, .. } = active;
+            let (caller, steps_done) = self.let_go(active);
             if caller.has_gone() {
                 info!(parent: caller.span.span(), steps_done, "the caller has gone");
                 caller.span.ended(caller.stage, "cancelled", caller.run_time);
@@ -410,14 +403,11 @@ impl<E: Engine> Worker<E> {
                             }
                             going_on.push(active);
                         }
-                        Err(error) => ended.push((active.caller, Err(error))),
+                        Err(error) => ended.push((self.let_go(active).0, Err(error))),
                     }
                 }
-                Ok(Step::Done(output)) => ended.push((active.caller, Ok(output))),
-                Err(error) => {
-                    self.charge_for_what_is_under_way(&active);
-                    ended.push((active.caller, Err(error)));
-                }
+                Ok(Step::Done(output)) => ended.push((self.let_go(active).0, Ok(output))),
+                Err(error) => ended.push((self.let_go(active).0, Err(error))),
             }
         }
         self.active.append(&mut going_on);
@@ -452,12 +442,15 @@ impl<E: Engine> Worker<E> {
                 Ok(None) => {}
                 Ok(Some(checkpoint)) => {
                     let active = self.active.remove(place);
-                    self.charge_for_what_is_under_way(&active);
-                    info!(parent: active.caller.span.span(), steps_done = active.steps_done, "handed over");
-                    active.caller.tell(Ok(RunEvent::Step(checkpoint)));
-                    active.caller.fail(StageError::Draining);
+                    let (caller, steps_done) = self.let_go(active);
+                    info!(parent: caller.span.span(), steps_done, "handed over");
+                    caller.tell(Ok(RunEvent::Step(checkpoint)));
+                    caller.fail(StageError::Draining);
                 }
-                Err(error) => self.active.remove(place).caller.fail(error.into()),
+                Err(error) => {
+                    let active = self.active.remove(place);
+                    self.let_go(active).0.fail(error.into());
+                }
             }
         }
         self.queue.set_active(self.active.len());

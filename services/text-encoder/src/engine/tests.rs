@@ -97,7 +97,8 @@ fn texts_of_one_kind_share_steps_and_stay_in_order() {
         let work = engine.work(&run);
         steps.push((work.steps, work.evaluations));
         match engine.advance(&mut [&mut run]).remove(0).unwrap() {
-            Step::Begun | Step::Continue(()) => {}
+            Step::Begun => panic!("it is not ahead"),
+            Step::Continue(()) => {}
             Step::Done(output) => break output,
         }
     };

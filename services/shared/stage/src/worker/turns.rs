@@ -117,19 +117,24 @@ impl Turns {
         self.credit = (self.credit + FIRST_SHARE * time - taken).min(most);
         self.asked.values_mut().for_each(|asked| *asked *= kept);
         for (tenant, units, time) in shares {
-            if let Some(clock) = self.clocks.get_mut(tenant) {
-                *clock += time.as_secs_f64();
-            }
-            #[expect(clippy::cast_precision_loss, reason = "what is beyond 52 bits does not matter")]
-            let units = units.max(1) as f64;
-            match self.asked.get_mut(tenant) {
-                Some(asked) => *asked += units,
-                None => drop(self.asked.insert(tenant.clone(), units)),
-            }
+            self.pay(tenant, units, time);
         }
         let all: f64 = self.asked.values().sum();
         let has_work = |tenant: &Tenant| self.clocks.contains_key(tenant);
         self.asked.retain(|tenant, asked| has_work(tenant) || *asked > FORGOTTEN * all);
+    }
+
+    /// So much was done for this tenant.
+    pub(super) fn pay(&mut self, tenant: &Tenant, units: u64, time: Duration) {
+        if let Some(clock) = self.clocks.get_mut(tenant) {
+            *clock += time.as_secs_f64();
+        }
+        #[expect(clippy::cast_precision_loss, reason = "what is beyond 52 bits does not matter")]
+        let units = units.max(1) as f64;
+        match self.asked.get_mut(tenant) {
+            Some(asked) => *asked += units,
+            None => drop(self.asked.insert(tenant.clone(), units)),
+        }
     }
 
     /// Of what was asked for, of those that have asked for anything at all.
@@ -150,7 +155,8 @@ impl Turns {
         }
     }
 
-    fn clock(&self, tenant: &Tenant) -> f64 {
+    /// Seconds of the device's time, from when it last came.
+    pub(super) fn clock(&self, tenant: &Tenant) -> f64 {
         self.clocks.get(tenant).copied().unwrap_or(0.0)
     }
 }
