@@ -292,7 +292,8 @@ impl<E: Engine> Worker<E> {
         let is_over = |active: &mut Active<E>| active.caller.has_gone() || active.caller.late();
         let over: Vec<_> = self.active.extract_if(.., is_over).collect();
         for active in over {
-            let (caller, steps_done) = self.let_go(active);
+            let steps_done = active.steps_done;
+            let caller = self.let_go(active);
             if caller.has_gone() {
                 info!(parent: caller.span.span(), steps_done, "the caller has gone");
                 caller.span.ended(caller.stage, "cancelled", caller.run_time);
@@ -403,11 +404,11 @@ impl<E: Engine> Worker<E> {
                             }
                             going_on.push(active);
                         }
-                        Err(error) => ended.push((self.let_go(active).0, Err(error))),
+                        Err(error) => ended.push((self.let_go(active), Err(error))),
                     }
                 }
-                Ok(Step::Done(output)) => ended.push((self.let_go(active).0, Ok(output))),
-                Err(error) => ended.push((self.let_go(active).0, Err(error))),
+                Ok(Step::Done(output)) => ended.push((self.let_go(active), Ok(output))),
+                Err(error) => ended.push((self.let_go(active), Err(error))),
             }
         }
         self.active.append(&mut going_on);
@@ -442,14 +443,14 @@ impl<E: Engine> Worker<E> {
                 Ok(None) => {}
                 Ok(Some(checkpoint)) => {
                     let active = self.active.remove(place);
-                    let (caller, steps_done) = self.let_go(active);
-                    info!(parent: caller.span.span(), steps_done, "handed over");
+                    info!(parent: active.caller.span.span(), steps_done = active.steps_done, "handed over");
+                    let caller = self.let_go(active);
                     caller.tell(Ok(RunEvent::Step(checkpoint)));
                     caller.fail(StageError::Draining);
                 }
                 Err(error) => {
                     let active = self.active.remove(place);
-                    self.let_go(active).0.fail(error.into());
+                    self.let_go(active).fail(error.into());
                 }
             }
         }

@@ -80,17 +80,17 @@ impl<E: Engine> Worker<E> {
         Ok(results)
     }
 
-    /// Of a run that ends, its caller and how many of its steps are done. If one is under way, its tenant pays for its part of
-    /// that now: the device does it all the same.
-    pub(super) fn let_go(&mut self, active: Active<E>) -> (Caller<E>, usize) {
-        let Active { caller, work, steps_done, begun, .. } = active;
+    /// The caller of a run that ends. If a step is under way, its tenant pays for its part of that now: the device does it all
+    /// the same.
+    pub(super) fn let_go(&mut self, active: Active<E>) -> Caller<E> {
+        let Active { caller, work, begun, .. } = active;
         if let Some(begun) = begun {
             let known = begun.took.get().map(|took| took.time);
             let time = known.or_else(|| self.times.estimate(work.size, begun.evaluations));
             let time = part(work.evaluations, begun.evaluations, time.unwrap_or(UNKNOWN_STEP));
             self.turns.pay(&caller.terms.tenant, work.of_a_step(), time);
         }
-        (caller, steps_done)
+        caller
     }
 }
 
