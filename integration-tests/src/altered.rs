@@ -82,24 +82,41 @@ impl Altered {
         self.edit(part, |header, _| header[tensor]["shape"] = shape.into());
     }
 
-    /// Fills row `row` of a tensor of `part` with NaN.
-    pub fn fill_with_nan(&self, part: &str, tensor: &str, row: usize) {
+    /// Fills row `row` of a tensor of `part` with `value`.
+    pub fn fill(&self, part: &str, tensor: &str, row: usize, value: f32) {
         self.edit(part, |header, data| {
-            let number = |value: &Value| usize::try_from(value.as_u64().expect("a number")).expect("a size");
-            let [begin, end] = [0, 1].map(|i| number(&header[tensor]["data_offsets"][i]));
+            let [begin, end] = offsets(header, tensor);
             let length = (end - begin) / number(&header[tensor]["shape"][0]);
             let range = begin + row * length..begin + (row + 1) * length;
-            let nan: &[u8] = match header[tensor]["dtype"].as_str() {
-                Some("F32") => &f32::NAN.to_le_bytes(),
-                Some("F16") => &f16::NAN.to_le_bytes(),
-                other => panic!("no NaN of dtype {other:?} at hand"),
+            let value: &[u8] = match header[tensor]["dtype"].as_str() {
+                Some("F32") => &value.to_le_bytes(),
+                Some("F16") => &f16::from_f32(value).to_le_bytes(),
+                other => panic!("no number of dtype {other:?} at hand"),
             };
-            data[range].chunks_exact_mut(nan.len()).for_each(|value| value.copy_from_slice(nan));
+            data[range].chunks_exact_mut(value.len()).for_each(|number| number.copy_from_slice(value));
+        });
+    }
+
+    /// Stores a tensor of `part` in float32 that is in float16.
+    pub fn widen(&self, part: &str, tensor: &str) {
+        self.edit(part, |header, data| {
+            assert_eq!(header[tensor]["dtype"], "F16");
+            header[tensor]["dtype"] = "F32".into();
+            let [begin, end] = offsets(header, tensor);
+            let halves = data[begin..end].as_chunks().0.iter();
+            let wide: Vec<u8> =
+                halves.flat_map(|half| f16::from_le_bytes(*half).to_f32().to_le_bytes()).collect();
+            let more = wide.len() - (end - begin);
+            data.splice(begin..end, wide);
+            let all = header.values_mut().filter_map(|entry| entry.get_mut("data_offsets")?.as_array_mut());
+            for offset in all.flatten().filter(|offset| number(offset) >= end) {
+                *offset = (number(offset) + more).into();
+            }
         });
     }
 
     /// A safetensors file is the header's length in 8 bytes, the header in JSON, and the tensors' bytes.
-    fn edit(&self, part: &str, change: impl FnOnce(&mut Map<String, Value>, &mut [u8])) {
+    fn edit(&self, part: &str, change: impl FnOnce(&mut Map<String, Value>, &mut Vec<u8>)) {
         let file = self.weights(part);
         let mut content = fs::read(&file).expect("weights");
         let length = u64::from_le_bytes(content[..8].try_into().expect("8 bytes"));
@@ -111,6 +128,15 @@ impl Altered {
         let length = u64::try_from(header.len()).expect("a length").to_le_bytes();
         replace(&file, &[&length, header.as_slice(), &data].concat());
     }
+}
+
+fn number(value: &Value) -> usize {
+    usize::try_from(value.as_u64().expect("a number")).expect("a size")
+}
+
+/// Where a tensor's bytes begin and end.
+fn offsets(header: &Map<String, Value>, tensor: &str) -> [usize; 2] {
+    [0, 1].map(|i| number(&header[tensor]["data_offsets"][i]))
 }
 
 fn link_all(from: &Path, to: &Path) {

@@ -55,10 +55,10 @@ pub(crate) fn run(peers: &Peers) -> Tables {
     }
     table.note(format!(
         "Reading the file of {:.1} GB takes {:.1} s from the disk, {:.1} s where it is in memory and {:.1} s past the page cache. \
-         Ready is one step at 8 x 8 latents on PyTorch's side; sdxl has tried its residual blocks and transformers at that size by \
-         then. Medians of {TURNS} turns, each a reading and a start right after it, and of their ratios; PyTorch's of one start. The \
-         machine's free memory is touched before each and given back as it is wanted: else whoever is first to touch it waits for \
-         the host of a virtual machine, seconds for each GB.",
+         Ready is one step at 8 x 8 latents on PyTorch's side; sdxl has looked at every weight and tried a residual block and a \
+         transformer of each kind at that size by then. Medians of {TURNS} turns, each a reading and a start right after it, and \
+         of their ratios; PyTorch's of one start. The machine's free memory is touched before each and given back as it is \
+         wanted: else whoever is first to touch it waits for the host of a virtual machine, seconds for each GB.",
         file.metadata().expect("the weights").len() as f64 / 1e9,
         median(&on_disk),
         median(&in_memory),

@@ -10,7 +10,7 @@ use sdxl_models::{
     unet::{Unet, UnetConfig},
 };
 use sdxl_stage::{BatchLimit, Details, StageInfo, device_name};
-use std::path::Path;
+use std::{panic::resume_unwind, path::Path, thread};
 
 impl DenoiserEngine {
     /// Loads the UNet of the checkpoint `path` as the stage `kind`. As many pictures take a step together as `max_batch`
@@ -33,12 +33,25 @@ impl DenoiserEngine {
         let denoiser = describe(&dir, &config)?;
         // From here on it is read.
         let weights = Weights::open(&dir.unet())?.var_builder(dtype, device);
-        let revision = dir.revision(&["unet", "scheduler"])?;
-        let _packing = Packing::new();
-        let (unet, tried) = Unet::tried(&weights, &config).map_err(|error| match error {
+        // A few blocks here and there: each is waited for while the disk has larger ones to bring. What is wrong with the
+        // network is told first.
+        let revision = || dir.revision(&["unet", "scheduler"]);
+        let (built, revision) = thread::scope(|scope| {
+            let beside = thread::Builder::new().name("revision".to_owned()).spawn_scoped(scope, revision);
+            let _packing = Packing::new();
+            let built = Unet::tried(&weights, &config);
+            let revision = match beside {
+                Ok(beside) => beside.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                // Where there can be no thread it is only slower.
+                Err(_) => revision(),
+            };
+            (built, revision)
+        });
+        let (unet, tried) = built.map_err(|error| match error {
             ModelError::Compute(_) => anyhow!("{}: {error}", dir.unet().display()),
             other => other.into(),
         })?;
+        let revision = revision?;
         let info = StageInfo {
             kind,
             model: dir.name().to_owned(),

@@ -106,6 +106,16 @@ pub enum ModelError {
         /// Its stored type.
         found: String,
     },
+    /// A tensor holds NaN or infinity, or a number that the type computed in does not hold.
+    #[error("{}: tensor {tensor} holds a number that is not finite in {dtype}", path.display())]
+    NonFiniteTensor {
+        /// The weights file.
+        path: PathBuf,
+        /// The tensor's full name.
+        tensor: String,
+        /// The type computed in.
+        dtype: &'static str,
+    },
     /// A tokenizer's files do not make a tokenizer, or a text cannot be tokenized.
     #[error("{}: tokenizer: {why}", path.display())]
     Tokenize {
@@ -192,7 +202,8 @@ impl Classify for ModelError {
             | Self::InvalidSafetensors { .. }
             | Self::MissingTensor { .. }
             | Self::MisshapenTensor { .. }
-            | Self::UnsupportedTensorType { .. } => ErrorClass::FailedPrecondition,
+            | Self::UnsupportedTensorType { .. }
+            | Self::NonFiniteTensor { .. } => ErrorClass::FailedPrecondition,
             Self::Tokenize { .. } | Self::NonFinite { .. } | Self::Compute(_) => ErrorClass::Internal,
         }
     }

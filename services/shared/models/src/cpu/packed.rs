@@ -113,6 +113,14 @@ impl<'a> Weight<'a> {
         }
     }
 
+    /// Looks at `count` numbers from `first` on where they come straight from a file; tensors are their maker's business.
+    fn check(self, first: usize, count: usize) -> Result<()> {
+        match self {
+            Self::Tensor(_) => Ok(()),
+            Self::Stored(stored) => Ok(stored.check(first, count)?),
+        }
+    }
+
     /// The shortest that holds its numbers as they are multiplied.
     fn shortest(self, element: Element) -> Kept {
         let (computed, stored) = match self {
@@ -232,11 +240,16 @@ impl Packed {
         weight.read_by(|read| {
             let halves = weight.halves(element, kept).filter(|_| map.is_none() && inputs.is_multiple_of(2));
             let source = Rows { read, halves, each: of_a_row / inputs, inputs, map, taps, element, kept };
-            words.par_chunks_mut(panel).enumerate().for_each_init(
+            words.par_chunks_mut(panel).enumerate().try_for_each_init(
                 || source.buffers(),
-                |buffers, (at, out)| source.pack(rows_of(at), buffers, out),
-            );
-            Ok(())
+                |buffers, (at, out)| {
+                    let rows = rows_of(at);
+                    // Which also brings them into a cache, in order.
+                    weight.check(rows.start * of_a_row, rows.len() * of_a_row)?;
+                    source.pack(rows, buffers, out);
+                    Ok(())
+                },
+            )
         })?;
         Ok(Self { words, kept, element, columns, inputs, taps, depth, panel, order })
     }

@@ -50,7 +50,7 @@ impl TextConditioner {
     /// Loads the encoders and tokenizers of a pipeline.
     ///
     /// # Errors
-    /// A file is missing or broken, a tensor missing or misshapen, or the two encoders do not fit each other.
+    /// A file is missing or broken, a tensor missing, misshapen or not finite, or the two encoders do not fit each other.
     pub fn load(dir: &PipelineDir, dtype: DType, device: &Device) -> Result<Self, ModelError> {
         Self::assemble(dir, dtype, device, None)
     }

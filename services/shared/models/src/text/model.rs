@@ -72,7 +72,7 @@ impl ClipTextModel {
     /// `CLIPTextModel`.
     ///
     /// # Errors
-    /// A tensor is missing or misshapen.
+    /// A tensor is missing, misshapen or not finite.
     pub fn new(
         vb: &VarBuilder<'_>,
         config: &ClipTextConfig,

@@ -88,7 +88,7 @@ impl Layers {
         trial: Option<&Trial>,
     ) -> Result<Transformer2DModel> {
         let block = Transformer2DModel::load(vb, channels, heads, layers, config)?;
-        trial.map(|trial| trial.attention(&vb.prefix(), &block, halved, channels)).transpose()?;
+        trial.map(|trial| trial.attention(&vb.prefix(), &block, halved, channels, layers)).transpose()?;
         Ok(block)
     }
 

@@ -51,13 +51,13 @@ impl Unet {
     /// Loads the network that `config` describes, in the type and on the device of `vb`.
     ///
     /// # Errors
-    /// A tensor is missing or misshapen.
+    /// A tensor is missing, misshapen or not finite.
     pub fn new(vb: &VarBuilder<'_>, config: &UnetConfig) -> Result<Self, ModelError> {
         Self::load(vb, config, false).map(|(unet, _)| unet)
     }
 
-    /// [`Unet::new`], and where it is packed its residual blocks and transformers are tried as they are loaded; then, how long they
-    /// took: about as long as a guided step of one picture at 8 x 8 latents and of one token.
+    /// [`Unet::new`], and where it is packed its residual blocks and transformers are tried as they are loaded, one of each
+    /// kind; then, how long all take: about as long as a guided step of one picture at 8 x 8 latents and of one token.
     ///
     /// # Errors
     /// As [`Unet::new`]; one of them makes of zeros what is not finite.

@@ -1,7 +1,10 @@
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use super::*;
-use crate::seeded;
+use crate::{
+    resnet::{Norm, ResnetBlock2D},
+    seeded,
+};
 
 /// Two levels, the second with attention.
 const TINY: &str = r#"{"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "attention_head_dim": 2,
@@ -171,18 +174,55 @@ fn layers_are_tried_as_they_are_loaded_where_they_are_packed() {
     for dtype in [DType::F32, DType::BF16] {
         let (_, took) = tried(&seeded::weights().set_dtype(dtype)).unwrap();
         assert!(took.is_some_and(|took| !took.is_zero()));
-        for bad in ["down_blocks.0.resnets.0", "mid_block.attentions.0", "up_blocks.1.resnets.1"] {
+        let with_bad = |bad: &str| -> HashMap<String, Tensor> {
             let tensor = |spec: &crate::TensorSpec| {
                 let is_bad = spec.name.starts_with(&format!("{bad}.")) && spec.name.ends_with(".bias");
                 let value = if is_bad { f32::NAN } else { 0.01 };
                 (spec.name.clone(), Tensor::full(value, spec.shape.as_slice(), &Device::Cpu).unwrap())
             };
-            let tensors = recorder.specs().iter().map(tensor).collect();
+            recorder.specs().iter().map(tensor).collect()
+        };
+        // The first of their kinds: two levels, of the same channels with attention and without.
+        for bad in [
+            "down_blocks.0.resnets.0",
+            "down_blocks.1.attentions.0",
+            "mid_block.resnets.0",
+            "up_blocks.1.resnets.1",
+        ] {
             let error =
-                tried(&VarBuilder::from_tensors(tensors, dtype, &Device::Cpu)).unwrap_err().to_string();
+                tried(&VarBuilder::from_tensors(with_bad(bad), dtype, &Device::Cpu)).unwrap_err().to_string();
             assert!(error.contains(&format!("{bad}: what it makes of zeros is not finite")), "{error}");
         }
+        // One like it was tried before, but not with these numbers, which are looked at as they come from a file.
+        let bad = with_bad("mid_block.attentions.0");
+        let (_, took) = tried(&VarBuilder::from_tensors(bad.clone(), dtype, &Device::Cpu)).unwrap();
+        assert!(took.is_some());
+        let folder = tempfile::tempdir().unwrap();
+        candle_core::safetensors::save(&bad, folder.path().join("model.safetensors")).unwrap();
+        let weights = crate::Weights::open(folder.path()).unwrap();
+        let error = tried(&weights.var_builder(dtype, &Device::Cpu)).unwrap_err();
+        let of_the_layer = |tensor: &str| tensor.starts_with("mid_block.attentions.0.");
+        assert!(
+            matches!(&error, ModelError::NonFiniteTensor { tensor, .. } if of_the_layer(tensor)),
+            "{error}"
+        );
     }
+}
+
+#[test]
+fn layers_alike_take_as_long_as_the_one_that_was_tried() {
+    let config = UnetConfig::from_json(TINY, Path::new("config.json")).unwrap();
+    let _packing = crate::Packing::new();
+    let vb = seeded::weights();
+    let trial = Trial::new(&config, DType::F32).unwrap();
+    let norm = Norm { num_groups: 4, eps: 1e-5 };
+    let block =
+        |channels| ResnetBlock2D::load(&vb, [channels; 2], Some(config.time_embed_dim), norm).unwrap();
+    trial.resnet("a", &block(8), 0, 8).unwrap();
+    let took = trial.took();
+    assert!(!took.is_zero());
+    trial.resnet("b", &block(8), 0, 8).unwrap();
+    assert_eq!(trial.took(), 2 * took);
 }
 
 #[test]

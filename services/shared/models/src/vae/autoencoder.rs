@@ -22,7 +22,7 @@ impl Autoencoder {
     /// `decoder`.
     ///
     /// # Errors
-    /// A tensor is missing or misshapen.
+    /// A tensor is missing, misshapen or not finite.
     pub fn new(vb: &VarBuilder<'_>, config: &VaeConfig) -> Result<Self, ModelError> {
         Ok(Self {
             dtype: vb.dtype(),

@@ -33,7 +33,7 @@ impl VaeDecoder {
     /// Loads the decoder that `config` describes, in the type of `vb`, which [`VaeConfig::compute_dtype`] chooses.
     ///
     /// # Errors
-    /// A tensor is missing or misshapen.
+    /// A tensor is missing, misshapen or not finite.
     pub fn new(vb: &VarBuilder<'_>, config: &VaeConfig) -> Result<Self, ModelError> {
         Ok(Self {
             dtype: vb.dtype(),
@@ -83,7 +83,7 @@ impl VaeEncoder {
     /// half precision overflows or costs digits that every later step would miss.
     ///
     /// # Errors
-    /// A tensor is missing or misshapen.
+    /// A tensor is missing, misshapen or not finite.
     pub fn new(vb: &VarBuilder<'_>, config: &VaeConfig) -> Result<Self, ModelError> {
         let vb = vb.clone().set_dtype(DType::F32);
         Ok(Self { device: vb.device().clone(), encoder: Encoder::load(&vb, config)?, config: config.clone() })

@@ -31,6 +31,7 @@ pub(super) struct MappedFile {
 /// A tensor as it lies in the file.
 #[derive(Clone, Debug)]
 pub(super) struct StoredTensor<'a> {
+    pub(super) name: &'a str,
     pub(super) dtype: Dtype,
     pub(super) shape: &'a [usize],
     /// Where its little-endian values are, row by row; not necessarily aligned.
@@ -76,11 +77,11 @@ impl MappedFile {
     }
 
     /// The tensor of that name.
-    pub(super) fn tensor(&self, name: &str) -> Option<StoredTensor<'_>> {
+    pub(super) fn tensor<'a>(&'a self, name: &'a str) -> Option<StoredTensor<'a>> {
         let info = self.metadata.info(name)?;
         let (start, end) = info.data_offsets;
         let range = self.data_start + start as u64..self.data_start + end as u64;
-        Some(StoredTensor { dtype: info.dtype, shape: &info.shape, range })
+        Some(StoredTensor { name, dtype: info.dtype, shape: &info.shape, range })
     }
 
     /// Why bytes that the header tells of cannot be read.

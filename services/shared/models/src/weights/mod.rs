@@ -20,6 +20,7 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use mapping::{MappedFile, StoredTensor};
 use reader::Reader;
 pub use record::{TensorRecorder, TensorSpec};
+use stored::Origin;
 pub(crate) use stored::Stored;
 
 use crate::ModelError;
@@ -81,7 +82,7 @@ impl Weights {
             && self.files.iter().zip(other.files.iter()).all(|(a, b)| a.same_bytes(b))
     }
 
-    /// A builder for candle's and our networks. A tensor that is missing or of the wrong shape gives an error that
+    /// A builder for candle's and our networks. A tensor that is missing, of the wrong shape or not finite gives an error that
     /// turns back into the [`ModelError`] naming file and tensor by `ModelError::from`, so that `?` in a function
     /// that returns `ModelError` is enough. From the first builder on the files are read ahead.
     #[must_use]
@@ -135,14 +136,15 @@ impl Weights {
         device: &Device,
     ) -> Result<Tensor, ModelError> {
         let (file, stored) = self.find(name, want)?;
-        let bytes = self.reader().bytes(file, stored.range)?;
-        Ok(convert::to_tensor(&bytes, stored.dtype, stored.shape, dtype, device)?)
+        let bytes = self.reader().bytes(file, stored.range.clone())?;
+        convert::to_tensor(&bytes, stored.dtype, stored.shape, dtype, device)?
+            .ok_or_else(|| Origin::new(&self.files[file], &stored).non_finite(dtype))
     }
 
     fn stored(&self, name: &str, want: &Shape, dtype: DType) -> Result<Stored, ModelError> {
         let (file, stored) = self.find(name, Some(want))?;
-        let bytes = self.reader().bytes(file, stored.range)?;
-        Ok(Stored::new(bytes, stored.dtype, want, dtype))
+        let bytes = self.reader().bytes(file, stored.range.clone())?;
+        Ok(Stored::new(bytes, Origin::new(&self.files[file], &stored), stored.dtype, want, dtype))
     }
 }
 

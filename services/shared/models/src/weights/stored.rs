@@ -1,24 +1,47 @@
 //! Weights as they lie in their files, for whoever takes them apart in any case: no tensor is made of them.
 
-use std::{cell::RefCell, ops::Range};
+use std::{cell::RefCell, ops::Range, path::PathBuf};
 
-use candle_core::{DType, Result, Shape, Tensor};
+use candle_core::{DType, Shape, Tensor};
 use candle_nn::VarBuilder;
 use half::{bf16, slice::HalfFloatSliceExt};
 use safetensors::Dtype;
 
 use super::{
     convert::{self, BLOCK},
+    mapping::{MappedFile, StoredTensor},
     pages::Bytes,
 };
+use crate::ModelError;
 
-/// A tensor's bytes as they were in its file.
+/// A tensor's bytes as they were in its file. Whether its numbers are finite is for whoever takes them apart to
+/// [`Stored::check`].
 #[derive(Debug)]
 pub(crate) struct Stored {
     bytes: Bytes,
+    origin: Origin,
     stored_as: Dtype,
     shape: Vec<usize>,
     dtype: DType,
+}
+
+/// Where a tensor comes from, for what is wrong with it.
+#[derive(Debug)]
+pub(super) struct Origin {
+    path: PathBuf,
+    tensor: String,
+}
+
+impl Origin {
+    pub(super) fn new(file: &MappedFile, tensor: &StoredTensor<'_>) -> Self {
+        Self { path: file.path().to_owned(), tensor: tensor.name.to_owned() }
+    }
+
+    /// One of its numbers is not finite in `dtype`.
+    pub(super) fn non_finite(&self, dtype: DType) -> ModelError {
+        let Self { path, tensor } = self;
+        ModelError::NonFiniteTensor { path: path.clone(), tensor: tensor.clone(), dtype: dtype.as_str() }
+    }
 }
 
 thread_local!(static ASKED: RefCell<Option<Option<Stored>>> = const { RefCell::new(None) });
@@ -42,7 +65,7 @@ impl Stored {
         vb: &VarBuilder<'_>,
         shape: &[usize],
         name: &str,
-    ) -> Result<std::result::Result<Self, Tensor>> {
+    ) -> candle_core::Result<Result<Self, Tensor>> {
         // A `VarBuilder` hands on nothing but tensors, so what it is asked for passes it by on the thread that asks.
         ASKED.set(Some(None));
         let asking = Asking;
@@ -63,8 +86,8 @@ impl Stored {
         ASKED.set(Some(Some(self)));
     }
 
-    pub(super) fn new(bytes: Bytes, stored_as: Dtype, shape: &Shape, dtype: DType) -> Self {
-        Self { bytes, stored_as, shape: shape.dims().to_vec(), dtype }
+    pub(super) fn new(bytes: Bytes, origin: Origin, stored_as: Dtype, shape: &Shape, dtype: DType) -> Self {
+        Self { bytes, origin, stored_as, shape: shape.dims().to_vec(), dtype }
     }
 
     pub(crate) fn dims(&self) -> &[usize] {
@@ -84,6 +107,19 @@ impl Stored {
     /// As they were in the file, the little end first.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Looks at `count` numbers from `first` on.
+    ///
+    /// # Errors
+    /// [`ModelError::NonFiniteTensor`].
+    pub(crate) fn check(&self, first: usize, count: usize) -> Result<(), ModelError> {
+        let width = self.stored_as.bitsize() / 8;
+        let bytes = &self.bytes[first * width..(first + count) * width];
+        match convert::are_finite(bytes, self.stored_as, self.dtype) {
+            true => Ok(()),
+            false => Err(self.origin.non_finite(self.dtype)),
+        }
     }
 
     /// Numbers from `first` on, as those that are computed with.

@@ -240,6 +240,71 @@ fn a_weight_packed_out_of_its_file_is_the_tensors() {
     }
 }
 
+/// In whatever part of whatever kind of layer, in its file's spelling.
+#[test]
+fn a_number_that_is_not_finite_is_named() {
+    use crate::{Packing, conv::Conv2d, linear};
+    use half::{bf16, f16};
+    const WIDTH: usize = 64;
+    let shapes: [(&str, &[usize]); 6] = [
+        ("mid.attentions.0.query.weight", &[WIDTH + 5, WIDTH]),
+        ("mid.attentions.0.query.bias", &[WIDTH + 5]),
+        ("gated.weight", &[WIDTH + 16, WIDTH]),
+        ("gated.bias", &[WIDTH + 16]),
+        ("conv.weight", &[WIDTH, WIDTH, 3, 3]),
+        ("conv.bias", &[WIDTH]),
+    ];
+    let bytes_of = |from, value: f32| match from {
+        safetensors::Dtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+        _ => value.to_le_bytes().to_vec(),
+    };
+    let check = |(bad, at, value): (&str, usize, f32), from: safetensors::Dtype| {
+        let data = shapes.map(|(name, shape)| {
+            let number = |i| if (name, i) == (bad, at) { value } else { 0.5 };
+            let numbers = (0..shape.iter().product()).map(number);
+            numbers.flat_map(|value| bytes_of(from, value)).collect::<Vec<_>>()
+        });
+        let views = shapes
+            .iter()
+            .zip(&data)
+            .map(|((name, shape), data)| (*name, TensorView::new(from, shape.to_vec(), data).unwrap()));
+        let folder = folder();
+        let path = folder.path().join("model.safetensors");
+        serialize_to_file(views, None, &path).unwrap();
+        let weights = Weights::open(folder.path()).unwrap();
+        let stored = if from == safetensors::Dtype::F16 { f16::from_f32(value).to_f32() } else { value };
+        for (packed, dtype, finite) in [
+            (false, DType::F32, stored.is_finite()),
+            (false, DType::F16, f16::from_f32(stored).is_finite()),
+            (true, DType::F32, stored.is_finite()),
+            (true, DType::BF16, bf16::from_f32(stored).is_finite()),
+        ] {
+            let _packing = packed.then(Packing::new);
+            let vb = weights.var_builder(dtype, &Device::Cpu);
+            let layers = [
+                linear::linear(WIDTH, WIDTH + 5, &vb.pp("mid.attentions.0.to_q")).err(),
+                linear::linear_gated(WIDTH, WIDTH + 16, &vb.pp("gated")).err(),
+                Conv2d::load(&vb.pp("conv"), [WIDTH; 2], 3).err(),
+            ];
+            let wrong: Vec<_> =
+                layers.into_iter().flatten().map(|error| ModelError::from(error).to_string()).collect();
+            let (path, name) = (path.display(), dtype.as_str());
+            let fault = format!("{path}: tensor {bad} holds a number that is not finite in {name}");
+            let expected: &[String] = if finite { &[] } else { &[fault] };
+            assert_eq!(wrong, expected, "{value} at {at} in {from:?}, packed: {packed}");
+        }
+    };
+    for (bad, shape) in shapes {
+        let count = shape.iter().product::<usize>();
+        let values = [(0, f32::NAN), (count / 2, f32::NEG_INFINITY), (count / 3, f32::MAX), (count - 1, 1e5)];
+        for (at, value) in values {
+            for from in [safetensors::Dtype::F32, safetensors::Dtype::F16] {
+                check((bad, at, value), from);
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_wrong_with_a_weight_that_is_to_be_packed_is_told_and_not_kept() {
     let folder = folder();
